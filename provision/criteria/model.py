@@ -1,0 +1,43 @@
+"""A criterion, as a TOML file states it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from validators.schema import Scalar
+
+Rule = Literal["equals", "at_least", "at_most", "between", "one_of"]
+Severity = Literal["FAIL", "WARN"]
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """A threshold derived from the card: `fraction` of a figure such as "peak:bf16_tensor" or "memory_bandwidth"."""
+
+    fraction: float
+    of: str
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a metric must be, where that holds, why, and who says so.
+
+    `value`: a scalar for equals / at_least / at_most, (low, high) for between, the choices for one_of,
+    or a `Fraction` for at_least / at_most. `gpu`, `host`: shell patterns of the GPU's name and the host's.
+    `advice`: the next step where it does not hold. `unknown`: what an absence of kind "unknown" becomes.
+    """
+
+    id: str
+    check: str
+    metric: str
+    unit: str
+    rule: Rule
+    value: Scalar | tuple[Scalar, ...] | Fraction
+    because: str
+    source: str
+    severity: Severity = "FAIL"
+    gpu: str = "*"
+    host: str = "*"
+    advice: str = ""
+    unknown: Literal["ERROR", "SKIP"] = "ERROR"

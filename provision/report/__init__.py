@@ -1,0 +1,1 @@
+"""One renderer per format: each takes a Report and returns text."""

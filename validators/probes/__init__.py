@@ -1,0 +1,1 @@
+"""Ways to read a host. Parsers take text; units are converted here."""

@@ -1,0 +1,1 @@
+"""Programs run by the host's framework Python; never imported by the bundle's own process."""
