@@ -12,7 +12,7 @@ Stream = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True)
 class Completed:
-    """A program that ended. `returncode` is negative where a signal ended it. Output as bytes: the host may send anything."""
+    """A program that ended. `returncode` is negative for a signal; output is bytes, since a host may send anything."""
 
     returncode: int
     stdout: bytes
