@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from validators.schema import Scalar
@@ -26,6 +27,7 @@ class Criterion:
     `value`: a scalar for equals / at_least / at_most, (low, high) for between, the choices for one_of,
     or a `Fraction` for at_least / at_most. `gpu`, `host`: shell patterns of the GPU's name and the host's.
     `advice`: the next step where it does not hold. `unknown`: what an absence of kind "unknown" becomes.
+    `labels`: label -> shell pattern; only measurements whose labels match are judged by it.
     """
 
     id: str
@@ -41,3 +43,30 @@ class Criterion:
     host: str = "*"
     advice: str = ""
     unknown: Literal["ERROR", "SKIP"] = "ERROR"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """An inventory variable `expect_*` and the criterion that it states; the value comes from the host's variables."""
+
+    variable: str
+    check: str
+    metric: str
+    unit: str
+    rule: Rule
+    because: str
+    advice: str = ""
+    severity: Severity = "FAIL"
+    unknown: Literal["ERROR", "SKIP"] = "ERROR"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CriteriaFile:
+    """A criteria file in force: its name, the SHA-256 of its bytes, and its text (kept in the run directory)."""
+
+    name: str
+    sha256: str
+    text: str
+    kind: Literal["defaults", "user", "expectations"] = "user"
