@@ -1,0 +1,188 @@
+"""How a matrix product is verified. Three methods, each with what it can miss.
+
+1. The reference product, once for each pair of operands, by arithmetic that the product under test does not use:
+   - `elementwise` (tf32, fp16, bf16, fp8: the tensor cores): every element against a float32 product on the plain
+     arithmetic units, in which these operands are exact. An element is wrong when it is off by more than
+     `relative * |reference| + absolute`, the rounding of the output and of the accumulator. Nothing above is missed.
+   - `freivalds` (fp64, fp32, int8): for VECTORS random sign vectors r, C r against A (B r), both summed in float64
+     by multiply-and-add kernels, no matrix product. A row is wrong when a component is off by more than `absolute`.
+     One wrong element in a row is never missed above 2 * absolute, because |r_j| = 1. Several in one row, the
+     largest above 2 * absolute, are missed by one vector with probability at most 1/2 (of the two signs of that
+     element at most one lands inside), by all with at most 2**-VECTORS = 1e-6. For int8 the sums are exact
+     integers and `absolute` is 0. R. Freivalds, "Probabilistic machines can use less running time", 1977.
+     False alarms: rounding errors bounded by d in each element give |e r| > z * d * sqrt(n) with probability
+     at most 2 exp(-z*z/2) (Hoeffding, over the signs, whatever the errors are): z = 7.5 makes it 1e-12 a row.
+2. Every timed product, by `Projection`: its bytes, in segments, times 8 vectors of random nonzero int8 weights, in
+   exact int32 arithmetic, against the same checksums of the reference product. Any one wrong byte is never missed;
+   a wrong segment of any other shape, chosen before the weights, is missed with probability at most 254**-8 = 6e-20
+   (given all other weights, at most one of the 254 values of the last one cancels). One pass over C, no host sync.
+   This asks for equal bits, which cuBLAS promises for equal calls on one device. Checksums as in K.-H. Huang and
+   J. A. Abraham, "Algorithm-based fault tolerance for matrix operations", 1984.
+3. Where the first products show that the library does not repeat its bits (some CPU libraries), `Nearness`: every
+   element of every timed product within twice the reference's tolerance of the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Tuple
+
+import torch
+from torch import Tensor
+
+VECTORS = 20
+"""Sign vectors of Freivalds' check."""
+
+COLUMNS = 8
+"""Weight vectors of a projection: the least that the int8 product of cuBLAS takes."""
+
+SEGMENTS = (4096, 2048, 1024, 512, 256, 128, 64, 32, 16, 8)
+"""Bytes of one checksummed segment, the first that divides a row or the matrix. 4096 * 128 * 127 fits int32."""
+
+BLOCK_BYTES = 256 * 2**20
+"""Temporary memory of a reference check."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a reference check found: wrong elements or rows, the largest error as a fraction of the allowed one."""
+
+    wrong: int
+    worst: float
+    first_row: int = -1
+
+
+def elementwise(left: Tensor, right: Tensor, product: Tensor, relative: float, absolute: float) -> Finding:
+    """Compare each element with a float32 product of the same operands, in blocks of rows."""
+    wide = right.float()
+    step = max(1, BLOCK_BYTES // (16 * wide.shape[1]))
+    wrong, worst, first = 0, 0.0, -1
+    for row in range(0, left.shape[0], step):
+        reference = left[row : row + step].float() @ wide
+        error = (product[row : row + step].float() - reference).abs_()
+        allowed = reference.abs_().mul_(relative).add_(absolute)
+        bad = ~(error <= allowed)  # so that NaN is wrong
+        found = int(bad.sum())
+        if found and first < 0:
+            first = row + int(bad.any(dim=1).to(torch.uint8).argmax())
+        wrong += found
+        worst = max(worst, float(torch.nan_to_num(error / allowed, nan=float("inf")).max()))
+    return Finding(wrong, worst, first)
+
+
+def freivalds(left: Tensor, right: Tensor, product: Tensor, absolute: float, seed: int) -> Finding:
+    """Compare C r with A (B r) for VECTORS random sign vectors, in float64 without a matrix product."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (VECTORS, right.shape[1]), generator=generator, dtype=torch.float64) * 2 - 1
+    signs = signs.to(product.device)
+    expected = _times(left, _times(right, signs).t().contiguous())
+    error = (_times(product, signs) - expected).abs_()
+    bad = ~(error <= absolute).all(dim=1)
+    wrong = int(bad.sum())
+    largest = float(torch.nan_to_num(error, nan=float("inf")).max())
+    worst = largest / absolute if absolute else (float("inf") if largest else 0.0)
+    return Finding(wrong, worst, int(bad.to(torch.uint8).argmax()) if wrong else -1)
+
+
+def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
+    """The matrix times each of `vectors` (one a row), by elementwise products and sums in float64."""
+    step = max(1, BLOCK_BYTES // (16 * matrix.shape[1]))
+    blocks: List[Tensor] = []
+    for row in range(0, matrix.shape[0], step):
+        block = matrix[row : row + step].double()
+        blocks.append(torch.stack([(block * vector).sum(dim=1) for vector in vectors], dim=1))
+    return torch.cat(blocks)
+
+
+class Projection:
+    """Checksums of a matrix's bits: its bytes, in segments, times random weights. See the module's text."""
+
+    def __init__(self, like: Tensor, seed: int) -> None:
+        size = like.numel() * like.element_size()
+        self.segment = next(length for length in SEGMENTS if size % length == 0 and size // length > 16)
+        self.row_bytes = like.shape[1] * like.element_size()
+        self.count = size // self.segment
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.randint(1, 128, (COLUMNS, self.segment), generator=generator, dtype=torch.int8)
+        weights *= torch.randint(0, 2, weights.shape, generator=generator, dtype=torch.int8) * 2 - 1
+        self._weights = weights.to(like.device).t()
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """Checksums, `count` rows of COLUMNS int32. The matrix is contiguous."""
+        return torch._int_mm(matrix.view(torch.int8).view(self.count, self.segment), self._weights)
+
+    def row(self, segment: int) -> int:
+        """The first row of the matrix that a segment covers."""
+        return segment * self.segment // self.row_bytes
+
+
+class WordSums:
+    """Checksums where there is no int8 product: the row's bits as 64-bit words, summed modulo 2**64.
+
+    One wrong word is never missed; several only where they cancel, or where words of a row changed places.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.count = like.shape[0]
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """Checksums, one int64 for each row."""
+        return matrix.view(torch.int64).sum(dim=1, keepdim=True)
+
+    def row(self, segment: int) -> int:
+        """A segment is a row."""
+        return segment
+
+
+class Bits:
+    """Verifies products bit for bit against verified ones, through their checksums."""
+
+    method = "checksums"
+
+    def __init__(self, like: Tensor, seed: int) -> None:
+        self._sum: Projection | WordSums
+        try:
+            self._sum = Projection(like, seed)
+            self._sum(like)
+        except RuntimeError:  # a card or a torch without an int8 product
+            self._sum = WordSums(like)
+        self._known: List[Tensor] = []
+        self.segments = self._sum.count
+
+    def learn(self, product: Tensor) -> None:
+        """Keep the checksums of a verified product; the first learnt is product 0."""
+        self._known.append(self._sum(product))
+
+    def compare(self, which: int, product: Tensor, flags: Tensor) -> None:
+        """Set `flags` (bool, `segments` of them) where the product differs from the verified one. No host sync."""
+        torch.any(self._sum(product) != self._known[which], dim=1, out=flags)
+
+    def row(self, segment: int) -> int:
+        """The first row of the matrix that a flag covers."""
+        return self._sum.row(segment)
+
+
+class Nearness:
+    """Verifies products element by element against verified ones, within a tolerance."""
+
+    method = "tolerance"
+
+    def __init__(self, relative: float, absolute: float, rows: int) -> None:
+        self._tolerance: Tuple[float, float] = (2 * relative, 2 * absolute)
+        self._known: List[Tensor] = []
+        self.segments = rows
+
+    def learn(self, product: Tensor) -> None:
+        """Keep a verified product; the first learnt is product 0."""
+        self._known.append(product.clone())
+
+    def compare(self, which: int, product: Tensor, flags: Tensor) -> None:
+        """Set `flags` (bool, one a row) where an element is too far off."""
+        known = self._known[which].double()
+        relative, absolute = self._tolerance
+        near = (product.double() - known).abs_() <= known.abs_().mul_(relative).add_(absolute)
+        torch.any(~near, dim=1, out=flags)
+
+    def row(self, segment: int) -> int:
+        """A flag is a row."""
+        return segment
