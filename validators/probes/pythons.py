@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Mapping, Optional, Sequence
@@ -85,6 +86,7 @@ def candidates(plan: Plan, framework: str, environ: Optional[Mapping[str, str]] 
     return _distinct(
         [Candidate(f"{VENVS}/{framework}/bin/python3", "made by the frameworks role")]
         + [Candidate(f"{environ[name]}/bin/python3", f"${name}") for name in ("VIRTUAL_ENV",) if environ.get(name)]
+        + [Candidate(sys.executable, "runs this bundle")]
         + [Candidate(f"{folder}/python3", "python3 on PATH") for folder in environ.get("PATH", "").split(":") if folder]
         + [Candidate(path, "a usual place") for path in _usual(environ.get("HOME", ""))]
     )

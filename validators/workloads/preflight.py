@@ -30,8 +30,8 @@ ADAPTERS: Mapping[str, Tuple[str, str]] = {
     "jax": ("validators.frameworks.jax", "Jax"),
 }
 
-# What a framework raises where a GPU fails it: its own errors are RuntimeErrors (torch, JAX) or plain
-# Exceptions with a RuntimeError's meaning (TensorFlow's OpError, from its own module).
+# What a framework raises where a GPU fails it: torch's and JAX's own errors are RuntimeErrors, and the adapter of
+# TensorFlow makes its errors such.
 FAILURES = (RuntimeError, AssertionError, OSError, ValueError, ImportError, AttributeError, TypeError)
 
 
@@ -123,7 +123,7 @@ def one_gpu(report: _Report, framework: Framework, device: Device, architectures
         report.value("arch_supported", supported, subject, note, capability=capability)
     try:
         framework.create_context(device)
-    except Exception as problem:  # noqa: BLE001 - TensorFlow's errors share no base but this; recorded as broken
+    except FAILURES as problem:
         report.value("context", False, subject, tell(problem))
         return
     report.value("context", True, subject)
@@ -134,7 +134,7 @@ def answer(report: _Report, framework: Framework, device: Optional[Device], subj
     """The known product, and where it was computed."""
     try:
         product = framework.multiply(device)
-    except Exception as problem:  # noqa: BLE001 - as above; recorded as not answered
+    except FAILURES as problem:
         report.none("known_answer", UNKNOWN, tell(problem), subject)
         return
     on_gpu = any(word in product.ran_on.lower() for word in ("cuda", "gpu"))

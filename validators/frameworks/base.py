@@ -1,0 +1,81 @@
+"""What a framework's adapter must do, and what holds for all: the known product, and which cards a build serves.
+
+An adapter imports its framework only when it is made, by name: this package's modules may be called like it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import List, Optional, Protocol, Sequence, Tuple
+
+LEFT = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+RIGHT = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+PRODUCT = [[22.0, 28.0], [49.0, 64.0]]
+"""LEFT @ RIGHT. Small whole numbers: exact in every floating-point format from bfloat16 up."""
+
+
+class Missing(Exception):
+    """The framework has no such figure; the text says why (a CPU-only build, no list in the wheel)."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as the framework sees it. `uuid` as NVML writes it; `capability` such as (9, 0), None where not told."""
+
+    index: int
+    uuid: str
+    capability: Optional[Tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What came of LEFT @ RIGHT, and the framework's own word for where it was computed."""
+
+    values: List[List[float]]
+    ran_on: str
+
+
+class Framework(Protocol):
+    """An adapter. Every method may raise what its framework raises; the texts are kept for the report."""
+
+    def version(self) -> str:
+        """The framework's version."""
+
+    def cuda_build(self) -> str:
+        """The CUDA version it was built for, "13.0". Raises Missing for a build without CUDA."""
+
+    def architectures(self) -> List[str]:
+        """What machine code it carries: "sm_90", "compute_90". Raises Missing where it doesn't say."""
+
+    def devices(self) -> List[Device]:
+        """The GPUs it can use. Raises RuntimeError with the framework's reason where there are none."""
+
+    def create_context(self, device: Device) -> None:
+        """Put something on the GPU and wait for it."""
+
+    def multiply(self, device: Optional[Device]) -> Product:
+        """LEFT @ RIGHT on a GPU, or on the CPU for None."""
+
+
+def serves(capability: Tuple[int, int], architectures: Sequence[str]) -> Tuple[bool, str]:
+    """Whether a build's machine code runs on a card, and by which entry.
+
+    Machine code (sm_XY) runs on the same major and the same or a higher minor; with the suffix "a" on that
+    capability only, with "f" as without. PTX (compute_XY) is compiled on the spot for the same capability or
+    a higher one. Source: CUDA C++ Programming Guide, "Compute capabilities: binary and PTX compatibility".
+    """
+    major, minor = capability
+    by_ptx = ""
+    for name in architectures:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name.strip())
+        if not match:
+            continue
+        kind, has = match.group(1), (int(match.group(2)), int(match.group(3)))
+        if match.group(4) == "a" and has != (major, minor):
+            continue
+        if kind == "sm" and has[0] == major and has[1] <= minor:
+            return True, name
+        if kind == "compute" and has <= (major, minor):
+            by_ptx = name
+    return (True, f"{by_ptx} (PTX, compiled on first use)") if by_ptx else (False, "")
