@@ -1,1 +1,158 @@
-"""judge(): measurements in, verdicts out. Pure: no I/O, no clock, no host."""
+"""judge(): measurements in, verdicts out. Pure: no I/O, no clock, no host. It never raises.
+
+A host's status is its worst verdict's: FAIL > ERROR > WARN > PASS; only skips make SKIP, nothing at all ERROR.
+The report's is its worst host's; there a host that nothing judged (SKIP) is worse than one that passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from provision.cells import Cells, applies_to
+from provision.criteria.loader import Criteria
+from provision.evidence import Evidence, gather
+from provision.hosts import Host
+from provision.remote import Failure, HostRun
+from provision.report.model import HostReport, Report, Status, Verdict
+from validators.schema import HOST, CheckInfo, Plan
+
+CONNECTION = "connection"
+"""The name under which a host's own failure stands among its verdicts; there is no check of that name."""
+
+
+def judge(
+    runs: Sequence[HostRun],
+    *,
+    hosts: Sequence[Host],
+    catalogue: Sequence[CheckInfo],
+    criteria: Criteria,
+    plans: Mapping[str, Plan],
+    run_id: str,
+    created: str,
+    judged: str,
+    version: str,
+    command: str = "",
+    notes: Sequence[str] = (),
+) -> Report:
+    """The report of these runs under these criteria (`criteria.for_hosts(hosts)`, so that expectations count).
+
+    A host without a run, a plan without an outcome, a measurement without a criterion: each is ERROR, never PASS.
+    """
+    answered = {run.host: run for run in runs}
+    names = dict.fromkeys([*(host.name for host in hosts), *answered])
+    addresses = {host.name: host.address for host in hosts}
+    infos = {info.name: info for info in catalogue}
+    reports = []
+    for name in names:
+        run = answered.get(name) or _unanswered(name, addresses.get(name, ""))
+        reports.append(_host(run, plans.get(name), infos, criteria))
+    return Report(
+        run_id=run_id,
+        status=_worst((report.status for report in reports), ("FAIL", "ERROR", "SKIP", "WARN", "PASS")),
+        created=created,
+        judged=judged,
+        version=version,
+        hosts=tuple(reports),
+        command=command,
+        criteria_files=tuple((file.name, file.sha256) for file in criteria.files),
+        notes=tuple(notes) or (() if reports else ("No host was measured.",)),
+    )
+
+
+def exit_code(report: Report, *, strict: bool = False) -> int:
+    """0: all PASS (WARN too, unless `strict`). 1: something failed. 3: something was not judged, nothing failed."""
+    if report.status == "FAIL" or (report.status == "WARN" and strict):
+        return 1
+    return 0 if report.status in ("PASS", "WARN") else 3
+
+
+def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], criteria: Criteria) -> HostReport:
+    evidence = gather(run, {name for name, info in infos.items() if info.per_gpu})
+    failure = run.failure or _broken_off(evidence)
+    verdicts: list[Verdict] = []
+    if failure is not None:
+        verdicts.append(_failed(failure))
+    if plan is None or not plan.checks:
+        verdicts.append(Verdict("ERROR", CONNECTION, HOST, "", "nothing was planned for this host"))
+    for request in plan.checks if plan is not None else ():
+        verdicts += Cells(
+            check=request.name,
+            host=run.host,
+            info=infos.get(request.name),
+            device=plan.device if plan is not None else "gpu",
+            evidence=evidence,
+            criteria=[one for one in criteria.criteria if applies_to(one, request.name, run.host)],
+            informational=criteria.informational.get(request.name, ""),
+            failure=failure.message if failure is not None else "",
+        ).verdicts()
+    status = _worst((verdict.status for verdict in verdicts), ("FAIL", "ERROR", "WARN", "PASS", "SKIP"))
+    return HostReport(
+        name=run.host,
+        address=run.address,
+        status=status,
+        headline=_headline(status, verdicts, evidence, failure),
+        verdicts=tuple(verdicts),
+        chain=None,
+        gpus=evidence.gpus,
+        measurements=evidence.measurements,
+        samples=evidence.samples,
+        started_unix=run.started_unix,
+        duration_s=run.duration_s,
+        timings=_timings(run, plan),
+        device=plan.device if plan is not None else "gpu",
+        bundle=evidence.hello.bundle if evidence.hello is not None else "",
+    )
+
+
+def _unanswered(name: str, address: str) -> HostRun:
+    why = Failure("Unanswered", "no answer of this host is in the run", "run `bringup validate` for it again")
+    return HostRun(name, address, failure=why)
+
+
+def _broken_off(evidence: Evidence) -> Failure | None:
+    """A run whose last record never came, whatever else is said of it."""
+    if evidence.bye is not None:
+        return None
+    return Failure("Interrupted", "the host's answer breaks off before its end", "run `bringup validate` again")
+
+
+def _failed(failure: Failure) -> Verdict:
+    return Verdict("ERROR", CONNECTION, HOST, "", failure.message, next_step=failure.hint)
+
+
+def _worst(statuses: Iterable[Status], order: Sequence[Status]) -> Status:
+    """The first of `order` that occurs; nothing at all is ERROR."""
+    seen = set(statuses)
+    return next((status for status in order if status in seen), "ERROR")
+
+
+def _timings(run: HostRun, plan: Plan | None) -> dict[str, float]:
+    timings = dict(run.timings)
+    if plan is not None:
+        timings["deadline_host"] = plan.deadline_s
+        timings.update({f"deadline_{request.name}": request.timeout_s for request in plan.checks})
+    return timings
+
+
+def _headline(status: Status, verdicts: Sequence[Verdict], evidence: Evidence, failure: Failure | None) -> str:
+    if failure is not None:
+        return f"{failure.message}. {failure.hint}".rstrip(". ") + "."
+    cards = _cards(evidence)
+    counts = {
+        one: sum(verdict.status == one for verdict in verdicts) for one in ("PASS", "WARN", "FAIL", "ERROR", "SKIP")
+    }
+    if status == "PASS":
+        return f"{cards}: all {counts['PASS']} criteria that apply hold."
+    first = next((verdict for verdict in verdicts if verdict.status == status), None)
+    if first is None:
+        return f"{cards}: nothing was judged."
+    more = f" ({counts[status] - 1} more {status})" if counts[status] > 1 else ""
+    where = f"{first.check}.{first.metric}" if first.metric else first.check
+    return f"{cards}: {status} {where}: {first.reason}{more}"
+
+
+def _cards(evidence: Evidence) -> str:
+    names = [gpu.name or "a GPU without a name" for gpu in evidence.gpus]
+    if not names:
+        return "No NVIDIA GPU was measured"
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))[:300]

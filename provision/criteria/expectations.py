@@ -66,6 +66,7 @@ def _criterion(expectation: Expectation, host: Host, value: object) -> Criterion
         host=glob.escape(host.name),
         advice=expectation.advice,
         unknown=expectation.unknown,
+        not_applicable=expectation.not_applicable,
         labels=dict(expectation.labels),
     )
 

@@ -34,13 +34,28 @@ from validators.schema import CheckInfo
 MAX_FILE_BYTES = 1 << 20
 """A criteria file is read whole; a larger one is something else."""
 
-_TEXTS = ("id", "check", "metric", "unit", "rule", "because", "source", "severity", "gpu", "host", "advice", "unknown")
+_TEXTS = (
+    "id",
+    "check",
+    "metric",
+    "unit",
+    "rule",
+    "because",
+    "source",
+    "severity",
+    "gpu",
+    "host",
+    "advice",
+    "unknown",
+    "not_applicable",
+)
 _KEYS = (*_TEXTS, "value", "labels")
 _REQUIRED = ("id", "check", "metric", "unit", "rule", "value", "because", "source")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "rule": get_args(Rule),
     "severity": get_args(Severity),
     "unknown": ("ERROR", "SKIP"),
+    "not_applicable": ("SKIP", "FAIL", "ERROR"),
 }
 _TOP = ("criterion", "disable", "informational")
 

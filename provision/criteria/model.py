@@ -27,6 +27,7 @@ class Criterion:
     `value`: a scalar for equals / at_least / at_most, (low, high) for between, the choices for one_of,
     or a `Fraction` for at_least / at_most. `gpu`, `host`: shell patterns of the GPU's name and the host's.
     `advice`: the next step where it does not hold. `unknown`: what an absence of kind "unknown" becomes.
+    `not_applicable`: what an absence of that kind becomes; FAIL where the inventory asks for the thing.
     `labels`: label -> shell pattern; only measurements whose labels match are judged by it.
     """
 
@@ -43,6 +44,7 @@ class Criterion:
     host: str = "*"
     advice: str = ""
     unknown: Literal["ERROR", "SKIP"] = "ERROR"
+    not_applicable: Literal["SKIP", "FAIL", "ERROR"] = "SKIP"
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ class Expectation:
     advice: str = ""
     severity: Severity = "FAIL"
     unknown: Literal["ERROR", "SKIP"] = "ERROR"
+    not_applicable: Literal["SKIP", "FAIL", "ERROR"] = "FAIL"
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
