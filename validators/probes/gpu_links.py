@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Dict, Iterator, List, Tuple, Union
 
-from validators.probes.nvml import ARGUMENT_VERSION_MISMATCH, FUNCTION_NOT_FOUND, Absent, Found, Gpu, number
+from validators.probes.nvml import (
+    ARGUMENT_VERSION_MISMATCH,
+    FUNCTION_NOT_FOUND,
+    INVALID_ARGUMENT,
+    NOT_SUPPORTED,
+    Absent,
+    Found,
+    Gpu,
+    number,
+)
 from validators.schema import NOT_APPLICABLE, UNKNOWN
 
 PCIE_FIELDS = (
@@ -130,17 +139,18 @@ def fabric_health(mask: int) -> Union[str, Absent]:
 
 def active_links(gpu: Gpu) -> Union[Tuple[List[int], List[int]], Absent]:
     """(links that this GPU has, links that are up), or Absent where it has no NVLink."""
-    states: Dict[int, int] = {}
-    first: Any = None
+    every: List[int] = []
+    up: List[int] = []
     for link in range(MAX_LINKS):
         state = gpu.get("GetNvLinkState", link)
         if isinstance(state, Absent):
-            first = first or state
-            break  # links are numbered without gaps
-        states[link] = state
-    if not states:
-        return first if isinstance(first, Absent) else Absent(UNKNOWN, "NVML names no link")
-    return sorted(states), [link for link, state in states.items() if state == 1]
+            if not every or state.code not in (INVALID_ARGUMENT, NOT_SUPPORTED):
+                return state
+            break  # links are numbered without gaps: this is the first that the GPU does not have
+        every.append(link)
+        if state == 1:
+            up.append(link)
+    return every, up
 
 
 def _nvlink(gpu: Gpu, expected: bool) -> Iterator[Found]:

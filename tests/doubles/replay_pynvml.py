@@ -1,0 +1,141 @@
+"""A DOUBLE of pynvml: it replays NVML's answers from a recording of a real host, with faults laid over them.
+
+Constants, structs and exceptions are the real binding's. A call that the recording has no answer to is a
+KeyError, so that a probe cannot change its calls without a new recording (tests/fixtures/nvml/record.py).
+
+A fault is {call: answer}; the call is a key of the recording or a shell pattern of such keys, and the first
+that matches wins. Answers: {"result": value}, {"error": NVML code}, {"filled": {member: value}} (laid over the
+recorded struct), {"return": .., "type": .., "value": ..} for field(gpu,id,scope), {"recorded": true} (as recorded),
+{"missing": true} (this binding has no such function), {"hang": seconds}, {"crash": true} (SIGSEGV).
+
+Python 3.9 and newer, standard library only: it also travels inside a bundle, in pynvml's place.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import signal
+import time
+import types
+from typing import Any, Dict, Mapping, Optional
+
+Answer = Mapping[str, Any]
+
+_MEMBERS = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
+
+
+class Handle:
+    """A device handle: gpu0, gpu1, ..."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Replay(types.ModuleType):
+    """The double as a module. `real` is the genuine pynvml."""
+
+    def __init__(self, real: Any, recording: Mapping[str, Any], faults: Optional[Mapping[str, Answer]] = None) -> None:
+        super().__init__("pynvml", __doc__)
+        self.real = real
+        self.about: Mapping[str, str] = recording["about"]
+        self.calls: Mapping[str, Answer] = recording["calls"]
+        self.faults: Mapping[str, Answer] = faults or {}
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.real, name)
+        if not name.startswith("nvml") or isinstance(found, (type, int)):
+            return found
+        if self._fault(f"{name}()", f"{name}(*").get("missing"):
+            raise AttributeError(name)
+        return lambda *args: self._call(name, args)
+
+    def _fault(self, *keys: str) -> Answer:
+        for pattern, answer in self.faults.items():
+            if any(fnmatch.fnmatchcase(key, pattern) for key in keys):
+                return answer
+        return {}
+
+    def _answer(self, key: str) -> Answer:
+        fault = self._fault(key)
+        if "hang" in fault:
+            time.sleep(fault["hang"])
+        if "crash" in fault:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if fault and not {"hang", "recorded", "filled"} & set(fault):
+            return fault
+        if key not in self.calls:
+            raise KeyError(f"the recording has no answer to {key}: record again (tests/fixtures/nvml/record.py)")
+        recorded = self.calls[key]
+        if "filled" in fault and "filled" in recorded:
+            return {"filled": {**recorded["filled"], **fault["filled"]}}
+        return fault if "filled" in fault else recorded
+
+    def _call(self, name: str, args: tuple[Any, ...]) -> Any:
+        if name == "nvmlDeviceGetFieldValues":
+            return self._fields(args[0], args[1])
+        if name in ("nvmlDeviceGetHandleByUUID", "nvmlDeviceGetHandleByPciBusId"):
+            return self._find(name, args[0])
+        answer = self._answer(f"{name}({','.join(_argument(one) for one in args)})")
+        if "error" in answer:
+            raise self.real.NVMLError(answer["error"])
+        if "handle" in answer:
+            return Handle(answer["handle"])
+        if "filled" in answer:
+            _fill(args[-1]._obj, answer["filled"])
+            return 0
+        return _revive(answer["result"])
+
+    def _fields(self, handle: Handle, ids: Any) -> Any:
+        entries = (self.real.c_nvmlFieldValue_t * len(ids))()
+        whole = self._fault(f"nvmlDeviceGetFieldValues({handle.name},)")
+        if "error" in whole:
+            raise self.real.NVMLError(whole["error"])
+        for entry, one in zip(entries, ids):
+            entry.fieldId, entry.scopeId = one if isinstance(one, tuple) else (one, 0)
+            answer = self._answer(f"field({handle.name},{entry.fieldId},{entry.scopeId})")
+            if "error" in answer:
+                entry.nvmlReturn = answer["error"]
+                continue
+            entry.nvmlReturn, entry.valueType = answer["return"], answer["type"]
+            setattr(entry.value, _MEMBERS[entry.valueType], answer["value"])
+        return entries
+
+    def _find(self, name: str, wanted: Any) -> Handle:
+        text = wanted.decode() if isinstance(wanted, bytes) else str(wanted)
+        for index in range(self._call("nvmlDeviceGetCount", ())):
+            handle = Handle(f"gpu{index}")
+            if name.endswith("UUID"):
+                here = self._call("nvmlDeviceGetUUID", (handle,))
+            else:
+                here = self._call("nvmlDeviceGetPciInfo_v3", (handle,)).busId
+            if here.lower().endswith(text.lower()):
+                return handle
+        raise self.real.NVMLError(6)  # NVML_ERROR_NOT_FOUND
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, Handle):
+        return value.name
+    if type(value).__name__ == "CArgObject":
+        return type(value._obj).__name__
+    return repr(value)
+
+
+def _revive(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_revive(one) for one in value]
+    if isinstance(value, dict):
+        members: Dict[str, Any] = {key: _revive(one) for key, one in value["struct"].items()}
+        return types.SimpleNamespace(**members)
+    return value
+
+
+def _fill(struct: Any, members: Mapping[str, Any]) -> None:
+    for name, value in members.items():
+        if isinstance(value, list):
+            array = getattr(struct, name)
+            for position, one in enumerate(value):
+                array[position] = one
+        else:
+            setattr(struct, name, value)
