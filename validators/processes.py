@@ -1,0 +1,48 @@
+"""What runner and workload both need to know of a process: where its code is, and how it ended."""
+
+# ruff: noqa: PTH - pathlib's import is start-up time on every host
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import Tuple
+
+_FRAME = re.compile(rb'File "([^"]*)", line (\d+) in (\S+)')
+
+
+def bundle_root() -> str:
+    """Where `validators` was loaded from: the zipapp, the folder that it was unpacked to, or a checkout."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def root_fds(root: str) -> Tuple[int, ...]:
+    """The descriptor that a child must inherit where the bundle lives in memory (/proc/self/fd/N), else none."""
+    head, _, fd = root.rpartition("/")
+    return (int(fd),) if head == "/proc/self/fd" else ()
+
+
+def ending(status: int, rest: bytes) -> str:
+    """How a process ended, in words; nothing where it ended well. `rest`: an unfinished line that it sent."""
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"crashed: {name}"
+    if rest:
+        return "ended in the middle of a record"
+    return f"exited with status {status}" if status else ""
+
+
+def last_words(tail: bytes) -> str:
+    """Where it was, from the traceback that faulthandler wrote, else its last line on stderr."""
+    _, said, trace = tail.rpartition(b"Current thread")
+    frames = _FRAME.findall(trace) if said else []
+    if frames:
+        ours = [frame for frame in frames if b"/validators/" in frame[0]]
+        path, line, function = (part.decode("utf-8", "replace") for part in (ours or frames)[0])
+        return f" in {function} ({os.path.basename(path)}, line {line})"
+    lines = tail.decode("utf-8", "replace").strip().splitlines()
+    return f"; its last words: {lines[-1][:500]}" if lines else ""
