@@ -1,0 +1,120 @@
+"""What a GPU does while a load runs on it: clock, power, temperature, utilisation, read beside the load."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Callable, Dict, List, Mapping, Optional, Union
+
+from validators.probes.gpu_state import reasons
+from validators.probes.nvml import FUNCTION_NOT_FOUND, Absent, Gpu, number, part
+from validators.schema import UNKNOWN
+
+SM_CLOCK = 1
+"""NVML_CLOCK_SM."""
+THERMAL = 0x20 | 0x40
+"""Software and hardware thermal slowdown."""
+BRAKED = 0x8 | 0x80
+"""Hardware slowdown, hardware power brake."""
+LOADED_PERCENT = 90.0
+"""Utilisation from which on a sample counts as taken under load."""
+
+Series = Dict[str, List[float]]
+
+
+@dataclass
+class Trace:
+    """What was read under load. `absent`: why a series has no values."""
+
+    series: Series = field(default_factory=dict)
+    absent: Dict[str, Absent] = field(default_factory=dict)
+    mask: int = 0
+
+    def add(self, values: Mapping[str, Union[int, float, Absent]]) -> Dict[str, float]:
+        """Take one reading; gives the numbers in it. Idle moments, between two formats, are not under load."""
+        numbers = {name: float(value) for name, value in values.items() if not isinstance(value, Absent)}
+        for name, value in values.items():
+            if isinstance(value, Absent):
+                self.absent.setdefault(name, value)
+        if numbers.get("utilisation", 100.0) >= LOADED_PERCENT:
+            for name, value in numbers.items():
+                self.series.setdefault(name, []).append(value)
+            self.mask |= int(numbers.get("reasons", 0))
+        return numbers
+
+    def median(self, name: str) -> Union[float, Absent]:
+        """The middle value under load, or why there is none."""
+        values = self.series.get(name)
+        return statistics.median(values) if values else self.missing(name)
+
+    def highest(self, name: str) -> Union[float, Absent]:
+        """The highest value under load, or why there is none."""
+        values = self.series.get(name)
+        return max(values) if values else self.missing(name)
+
+    def missing(self, name: str) -> Absent:
+        """Why a series is empty."""
+        return self.absent.get(name, Absent(UNKNOWN, "no reading was taken under load"))
+
+    def throttled(self, bits: int) -> Union[bool, Absent]:
+        """Whether one of these reasons held the clock back under load."""
+        return bool(self.mask & bits) if "reasons" in self.series else self.missing("reasons")
+
+    def reasons(self) -> Union[str, Absent]:
+        """All reasons seen under load, by name."""
+        return reasons(self.mask, False) if "reasons" in self.series else self.missing("reasons")
+
+
+def reading(gpu: Gpu) -> Dict[str, Union[int, float, Absent]]:
+    """One reading: MHz, W, degrees Celsius, percent, NVML's reasons mask, PCIe generation and width."""
+    mask = gpu.get("GetCurrentClocksEventReasons")
+    if isinstance(mask, Absent) and mask.code == FUNCTION_NOT_FOUND:
+        mask = gpu.get("GetCurrentClocksThrottleReasons")  # its name before driver 535
+    return {
+        "sm_clock": number(gpu.get("GetClockInfo", SM_CLOCK)),
+        "power": number(gpu.get("GetPowerUsage"), 1000),
+        "temperature": number(gpu.get("GetTemperature", 0)),
+        "utilisation": number(part(gpu.get("GetUtilizationRates"), "gpu")),
+        "reasons": number(mask),
+        "pcie_generation": number(gpu.get("GetCurrPcieLinkGeneration")),
+        "pcie_width": number(gpu.get("GetCurrPcieLinkWidth")),
+    }
+
+
+TRACED = ("sm_clock", "power", "temperature", "utilisation")
+"""The series that go into the report's plot."""
+
+
+class Sampler:
+    """Reads a GPU every `period_s` seconds in a thread, from `start` to `stop`. NVML stays open for as long."""
+
+    def __init__(self, gpu: Gpu, sample: Callable[[float, Mapping[str, float]], None], period_s: float = 0.25) -> None:
+        self._gpu, self._sample, self._period_s = gpu, sample, period_s
+        self._end = threading.Event()
+        self._thread: Optional[threading.Thread] = None
+        self.trace = Trace()
+
+    def start(self) -> None:
+        """The load begins now; a second start is nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> Trace:
+        """The load has ended."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10.0)
+        return self.trace
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        while not self._end.is_set():
+            t_s = time.monotonic() - began
+            numbers = self.trace.add(reading(self._gpu))
+            values = {name: numbers[name] for name in TRACED if name in numbers}
+            if values:
+                self._sample(t_s, values)
+            self._end.wait(self._period_s)
