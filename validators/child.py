@@ -1,7 +1,5 @@
 """One check, or one workload, in a process of its own."""
 
-# ruff: noqa: PTH - pathlib's import is start-up time on every host
-
 from __future__ import annotations
 
 import faulthandler

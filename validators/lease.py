@@ -3,8 +3,6 @@
 Each process of the bundle holds one on its own stdin, so that the end of any of them ends what is below it.
 """
 
-# ruff: noqa: PTH - pathlib's import is start-up time on every host
-
 from __future__ import annotations
 
 import os

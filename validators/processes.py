@@ -1,7 +1,5 @@
 """What runner and workload both need to know of a process: where its code is, and how it ended."""
 
-# ruff: noqa: PTH - pathlib's import is start-up time on every host
-
 from __future__ import annotations
 
 import os

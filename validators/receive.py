@@ -4,8 +4,6 @@ provision.remote sends this text with `python3 -c`; nothing imports it. A marker
 that what a MOTD or a shell profile prints cannot be taken for one.
 """
 
-# ruff: noqa: PTH - pathlib's import is start-up time on every host
-
 from __future__ import annotations
 
 import hashlib

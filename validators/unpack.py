@@ -3,8 +3,6 @@
 What is unpacked is used only if each file still has the hash that the bundle's own manifest states.
 """
 
-# ruff: noqa: PTH - pathlib's import is start-up time on every host
-
 from __future__ import annotations
 
 import os

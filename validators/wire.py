@@ -1,7 +1,5 @@
 """The wire: a plan in on stdin, records out on descriptor 1, and an open stdin as the lease."""
 
-# ruff: noqa: PTH - pathlib's import is start-up time on every host
-
 from __future__ import annotations
 
 import contextlib
