@@ -1,0 +1,139 @@
+"""What is asked of a host: the user's choice and the host's variables, as the plan that goes over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from provision.criteria.suggest import did_you_mean
+from provision.errors import UsageError
+from provision.hosts import Host
+from validators.schema import CheckInfo, CheckRequest, Plan, Scalar
+
+IDENTITY = "compute_capability"
+"""Always planned: it names the GPUs that every other check is judged for."""
+
+FRAMEWORKS = ("torch", "tensorflow", "jax")
+"""Frameworks whose interpreter a host's variable may name: `bringup_torch_python` and so on."""
+
+SPARE_S = 30.0
+"""Seconds that a host's deadline leaves beyond those of its checks, for starting and ending them."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user asked for. `only`: these checks; else every check up to `level`. `timeout_s` 0: from the checks.
+
+    `timeouts`: check -> seconds. `params`: check -> its settings.
+    """
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    level: int = 2
+    device: str = "gpu"
+    timeout_s: float = 0.0
+    timeouts: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+
+
+def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Plan:
+    """The plan for one host. Its variables may say `bringup_only`, `bringup_skip`, `bringup_level`, `bringup_device`,
+    `bringup_timeout_<check>` and `bringup_<framework>_python`; the command line goes before them.
+
+    Raises UsageError for a check that does not exist, a value that cannot be meant, and an empty choice.
+    """
+    known = {info.name: info for info in catalogue}
+    only = choice.only or _names(host, "bringup_only")
+    skip = (*choice.skip, *_names(host, "bringup_skip"))
+    for name in (*only, *skip, *choice.timeouts, *choice.params):
+        if name not in known:
+            raise UsageError(f'no check is named "{name}"{did_you_mean(name, known)}', "`bringup checks` lists them")
+    if IDENTITY in skip:
+        raise UsageError(f"{IDENTITY} names the GPUs that everything else is judged for; it cannot be left out")
+    if contradiction := sorted(set(only) & set(skip)):
+        raise UsageError(f'"{contradiction[0]}" is both asked for and left out')
+    level = int(_number(host, "bringup_level", choice.level)) if not only else 0
+    chosen = [
+        info
+        for info in sorted(catalogue, key=lambda one: (one.level, one.name != IDENTITY))
+        if info.name not in skip and (info.name == IDENTITY or info.name in only or (not only and info.level <= level))
+    ]
+    if not chosen:
+        raise UsageError(f"host {host.name}: no check is left to run")
+    requests = tuple(
+        CheckRequest(info.name, _timeout(host, info, choice), dict(choice.params.get(info.name, {}))) for info in chosen
+    )
+    device = choice.device if choice.device != "gpu" else str(host.variables.get("bringup_device", "gpu"))
+    if device not in ("gpu", "cpu"):
+        raise UsageError(f'host {host.name}: device "{device:.40}" is neither gpu nor cpu')
+    deadline = choice.timeout_s or sum(request.timeout_s for request in requests) + SPARE_S
+    return Plan(checks=requests, deadline_s=deadline, pythons=_pythons(host), device=device)
+
+
+def parse_params(texts: Iterable[str]) -> dict[str, dict[str, Scalar]]:
+    """Settings given as CHECK.KEY=VALUE. A value that reads as a boolean or a number is one. Raises UsageError."""
+    found: dict[str, dict[str, Scalar]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        check, dot, key = name.strip().partition(".")
+        if not (equals and dot and check and key):
+            raise UsageError(f'"{text[:80]}" is not CHECK.KEY=VALUE', "for example: --param matmul.seconds=5")
+        found.setdefault(check, {})[key] = _scalar(value.strip())
+    return found
+
+
+def _scalar(text: str) -> Scalar:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            number = kind(text)
+        except ValueError:
+            continue
+        if abs(number) < 2**53:  # no NaN, no infinity: they cannot go over the wire
+            return number
+    return text
+
+
+def _timeout(host: Host, info: CheckInfo, choice: Choice) -> float:
+    if info.name in choice.timeouts:
+        seconds = choice.timeouts[info.name]
+    else:
+        seconds = _number(host, f"bringup_timeout_{info.name}", info.timeout_s)
+    if not 0 < seconds <= 7 * 86400:
+        raise UsageError(f"host {host.name}: a timeout of {seconds:g} s for {info.name} cannot be meant")
+    return min(seconds, choice.timeout_s) if choice.timeout_s else seconds
+
+
+def _number(host: Host, variable: str, default: float) -> float:
+    value = host.variables.get(variable, default)
+    try:
+        return float(cast("str | float", value))
+    except (TypeError, ValueError):
+        raise UsageError(f"host {host.name}: {variable} = {value!r:.80} is not a number") from None
+
+
+def _names(host: Host, variable: str) -> tuple[str, ...]:
+    """A list of checks, as a YAML list or as "a, b" from an INI file."""
+    value = host.variables.get(variable, ())
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        raise UsageError(f"host {host.name}: {variable} = {value!r:.80} is not a list of checks")
+    return tuple(value)
+
+
+def _pythons(host: Host) -> dict[str, str]:
+    found = {}
+    for framework in FRAMEWORKS:
+        value = host.variables.get(f"bringup_{framework}_python")
+        if value is None or value == "":
+            continue
+        if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+            raise UsageError(
+                f"host {host.name}: bringup_{framework}_python = {value!r:.80} is not an absolute path",
+                "name the interpreter that has the framework, for example /opt/torch/bin/python3",
+            )
+        found[framework] = value
+    return found
