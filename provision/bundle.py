@@ -6,15 +6,12 @@ import functools
 import hashlib
 import importlib.util
 import io
-import subprocess
-import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from provision.errors import BringupError
-from validators.schema import CheckInfo, SchemaError, decode_catalogue
 
 FIXED_DATE = (2020, 1, 1, 0, 0, 0)
 """The date of every file inside; zip cannot hold one before 1980."""
@@ -48,25 +45,6 @@ def build_bundle(overlay: Mapping[str, bytes] | None = None) -> Bundle:
     if not overlay:
         return _plain_bundle()
     return _pack({**_files(), **overlay})
-
-
-def catalogue() -> tuple[CheckInfo, ...]:
-    """Every check there is, as the bundle's own sources describe them. Raises BringupError."""
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from validators.__main__ import main; main(['describe'])"
-    asked = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, str(_validators().parent)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    try:
-        return decode_catalogue(asked.stdout)
-    except SchemaError:
-        last = asked.stderr.strip().splitlines()[-1:] or ["no output"]
-        raise BringupError(
-            f"the checks could not be listed: {last[0]}", "a file in validators/checks/ is broken"
-        ) from None
 
 
 @functools.cache

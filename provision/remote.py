@@ -2,10 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import contextlib
+import importlib.resources
+import secrets
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from validators.schema import Record
+from provision.bundle import Bundle
+from provision.errors import (
+    BringupError,
+    ConnectionLost,
+    HostError,
+    RemoteCommandError,
+    RunDirectoryError,
+    WireError,
+)
+from provision.hosts import Host
+from provision.intake import MAX_BYTES, Answer, Greeting, Intake
+from provision.transport import connect
+from provision.transport.base import Process, Stream
+from validators.schema import Hello, Plan, Record, encode, encode_plan
+
+IDLE_S = 30.0
+"""Silence after which a host counts as lost; the wire says something every 5 s."""
+ANSWER_S = 60
+"""Silence of this side after which the host ends the run by itself: its lease runs out."""
+RENEW_S = 2.0
+"""How often the lease is renewed at most."""
+SPARE_S = 60.0
+"""Added to the plan's own deadline, which the host keeps: for connecting's end, the upload and the last records."""
+TAIL_BYTES = 8 * 1024
+
+_LEASE_LOST = 75
+_NOT_FOUND = 127
+_PRELUDE = (
+    "import sys;sys.path[:]=[p for p in sys.path if p];"
+    "sys.version_info<(3,9)and(sys.stdout.write('\\n'+sys.argv[2]+"
+    '\'{"status":"old","text":"","python":"%d.%d.%d"}\\n\'%sys.version_info[:3]),sys.exit(78));'
+    "import base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv[1])))"
+)
+"""Parses on Python 2.7 too. The working directory is taken out of the path: a random.py there is not Python's."""
+_SUDO = '[ "$(id -u)" = 0 ] && exec "$@"; exec sudo -n -H -- "$@"'
+"""A shell string, since only the host knows whether it is root already."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +68,7 @@ class HostRun:
 
     `failure` is set where the connection or the wire failed; the records that came before it stay.
     A run without `bye` whose failure is empty cannot exist: validate_host sets one.
+    `notes`: what was unusual and did no harm, such as a home that cannot be written.
     """
 
     host: str
@@ -33,3 +79,264 @@ class HostRun:
     duration_s: float = 0.0
     timings: Mapping[str, float] = field(default_factory=dict)
     stderr_tail: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do on one host. Plain data.
+
+    `records_path`: the file that takes each record as it arrives, as JSON Lines; it is appended to.
+    `host_keys`, `known_hosts` and `connect_timeout_s` are those of provision.transport.connect.
+    """
+
+    bundle: Bundle
+    plan: Plan
+    records_path: Path | None = None
+    host_keys: Literal["strict", "accept-new"] = "strict"
+    known_hosts: Path | None = None
+    connect_timeout_s: float = 15.0
+
+
+def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | None = None) -> HostRun:
+    """Measure one host. Never raises but KeyboardInterrupt: what went wrong is in `failure`.
+
+    `on_record` is called with each record as it arrives, in the caller's thread.
+    """
+    run = _Run(host, job, on_record)
+    failure: Failure | None = None
+    try:
+        run.measure()
+    except BringupError as problem:
+        failure = Failure(type(problem).__name__, _named(host, problem.message), problem.hint)
+    except Exception as problem:  # noqa: BLE001 - the boundary: one host's trouble is recorded as its ERROR
+        text = f"{host.name}: {type(problem).__name__}: {problem}"[:1000]
+        failure = Failure("HostError", text, "this is a fault of gpu-bringup itself: please report it")
+    return run.result(failure)
+
+
+_running: set[_Run] = set()
+_interrupted = threading.Event()
+
+
+def interrupt() -> None:
+    """End every run of this process: hosts stop by themselves, runs return with the records so far. For Ctrl-C."""
+    _interrupted.set()
+    for run in list(_running):
+        run.close()
+
+
+def _named(host: Host, message: str) -> str:
+    return message if host.name in message else f"{host.name}: {message}"
+
+
+class _Run:
+    """One call of validate_host: the state that must outlive an exception."""
+
+    def __init__(self, host: Host, job: Job, on_record: Callable[[Record], None] | None) -> None:
+        self._host = host
+        self._job = job
+        self._on_record = on_record
+        self._records: list[Record] = []
+        self._notes: list[str] = []
+        self._tail = b""
+        self._process: Process | None = None
+        self._began_unix, self._began = time.time(), time.monotonic()
+        self._last_renewal = self._began
+        self._timings: dict[str, float] = {
+            "deadline_run": job.plan.deadline_s,
+            "deadline_silence": IDLE_S,
+            "deadline_lease": ANSWER_S,
+            "deadline_connect": job.connect_timeout_s,
+        }
+
+    def measure(self) -> None:
+        """Connect, bring the bundle, take its answer. Raises BringupError."""
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(_sink(self._job.records_path))
+            way = connect(
+                self._host,
+                host_keys=self._job.host_keys,
+                known_hosts=self._job.known_hosts,
+                timeout_s=self._job.connect_timeout_s,
+            )
+            transport = stack.enter_context(way)
+            self._lap("connect", self._began)
+            mark = f"<bringup {secrets.token_hex(8)}> "
+            self._process = transport.start(_argv(self._host, self._job.bundle, mark))
+            stack.callback(self.close)
+            _running.add(self)
+            stack.callback(_running.discard, self)
+            self._talk(self._process, mark, sink)
+
+    def _talk(self, process: Process, mark: str, sink: Callable[[Record], None]) -> None:
+        connected = time.monotonic()
+        greeting = Greeting(self._host.name, mark)
+        intake = Intake(self._host.name, self._job.plan, self._job.bundle.sha256)
+        started = False
+        for data in self._stdout(process):
+            if not started:
+                started = any(self._greeted(process, answer, connected) for answer in greeting.feed(data))
+                data = greeting.rest if started else b""  # noqa: PLW2901 - what is left of it
+            for record in intake.feed(data):
+                if isinstance(record, Hello):
+                    self._lap("start", connected)
+                self._keep(record, sink)
+            self._renew(process)
+        self._lap("run", connected)
+        if _interrupted.is_set() and not intake.complete:
+            raise ConnectionLost(f"{self._host.name}: interrupted after {intake.count} records")
+        if not started:
+            raise _not_started(self._host, process.returncode, self._tail)
+        if not intake.complete:
+            if process.returncode == _LEASE_LOST:
+                raise ConnectionLost(f"{self._host.name}: the host ended the run: {_last_line(self._tail)}")
+            raise intake.unfinished(_how(process.returncode, self._tail))
+
+    def _stdout(self, process: Process) -> Iterator[bytes]:
+        """Its stdout; stderr is kept as a tail. Raises WireError over MAX_BYTES of both."""
+        total = 0
+        stream: Stream
+        for stream, data in process.chunks(deadline_s=self._job.plan.deadline_s + SPARE_S, idle_s=IDLE_S):
+            total += len(data)
+            if total > MAX_BYTES:
+                raise WireError(
+                    f"{self._host.name}: the host sent more than {MAX_BYTES >> 20} MiB; the connection was closed",
+                    "a check or a library prints without end: its last words are in the host's stderr tail",
+                )
+            if stream == "stderr":
+                self._tail = (self._tail + data)[-TAIL_BYTES:]
+            else:
+                yield data
+
+    def _greeted(self, process: Process, answer: Answer, connected: float) -> bool:
+        """Deal with one answer of receive.py; true once the wire is next."""
+        name = self._host.name
+        if answer.status == "old":
+            raise RemoteCommandError(
+                f"{name}: {_python(self._host)} there is Python {answer.python}; the checks need 3.9 or newer",
+                "install one (`bringup provision` does) and set ansible_python_interpreter to its path",
+            )
+        if answer.status == "failed":
+            raise RemoteCommandError(f"{name}: {answer.text}", "check the host's disks and memory, then run it again")
+        if answer.status == "send":
+            self._lap("look", connected)
+            process.send(self._job.bundle.data)
+            return False
+        if answer.status == "stored":
+            self._lap("upload", connected + self._timings.get("look", 0.0))
+            if answer.text:
+                self._notes.append(answer.text)
+        process.send(encode_plan(self._job.plan))
+        self._last_renewal = time.monotonic()
+        return True
+
+    def _renew(self, process: Process) -> None:
+        now = time.monotonic()
+        if now - self._last_renewal > RENEW_S:
+            self._last_renewal = now
+            with contextlib.suppress(ConnectionLost):  # it has ended; the stream says how
+                process.send(b"\n")
+
+    def _keep(self, record: Record, sink: Callable[[Record], None]) -> None:
+        self._records.append(record)
+        sink(record)
+        if self._on_record:
+            self._on_record(record)
+
+    def _lap(self, name: str, since: float) -> None:
+        self._timings[name] = round(time.monotonic() - since, 4)
+
+    def close(self) -> None:
+        """End the lease: the host ends everything. Safe from any thread."""
+        if self._process:
+            self._process.close()
+
+    def result(self, failure: Failure | None) -> HostRun:
+        """What came of it."""
+        return HostRun(
+            host=self._host.name,
+            address=self._host.address,
+            records=tuple(self._records),
+            failure=failure,
+            started_unix=self._began_unix,
+            duration_s=round(time.monotonic() - self._began, 4),
+            timings=dict(self._timings),
+            stderr_tail=self._tail.decode("utf-8", "replace"),
+            notes=tuple(self._notes),
+        )
+
+
+@contextlib.contextmanager
+def _sink(path: Path | None) -> Iterator[Callable[[Record], None]]:
+    """A function that appends each record to the file at once: kill -9 loses at most the record in flight."""
+    if path is None:
+        yield lambda _record: None
+        return
+    try:
+        file = path.open("ab", buffering=0)
+    except OSError as problem:
+        raise _unwritable(path, problem) from None
+
+    def write(record: Record) -> None:
+        try:
+            file.write(encode(record))
+        except OSError as problem:
+            raise _unwritable(path, problem) from None
+
+    with file:
+        yield write
+
+
+def _unwritable(path: Path, problem: OSError) -> RunDirectoryError:
+    return RunDirectoryError(f"{path} cannot be written: {problem.strerror}", "free space, or choose another --output")
+
+
+def _python(host: Host) -> str:
+    """The interpreter's name; Ansible's `auto...` values ask for a search, which the host's PATH does here."""
+    return "python3" if not host.python or host.python.startswith("auto") else host.python
+
+
+def _argv(host: Host, bundle: Bundle, mark: str) -> list[str]:
+    text = importlib.resources.files("validators").joinpath("receive.py").read_bytes()
+    program = base64.b64encode(zlib.compress(text, 9)).decode()
+    size, sha256 = str(len(bundle.data)), bundle.sha256
+    # Not -I, which Python 2.7 does not know: it should come to the sentence that names its version.
+    argv = [_python(host), "-E", "-s", "-S", "-c", _PRELUDE, program, mark, sha256, size, str(ANSWER_S)]
+    return ["sh", "-c", _SUDO, "sh", *argv] if host.become else argv
+
+
+def _not_started(host: Host, status: int, tail: bytes) -> HostError:
+    """The error of a program that ended before its first answer."""
+    said = _last_line(tail)
+    if host.become and b"sudo:" in tail:
+        if b"password is required" in tail:
+            return RemoteCommandError(
+                f"{host.name}: sudo on the host asks for a password",
+                "allow the user NOPASSWD in sudoers for this, or set ansible_become=false",
+            )
+        return RemoteCommandError(f"{host.name}: sudo does not work on the host: {said}", "try `sudo -n true` there")
+    if status == _NOT_FOUND:
+        return RemoteCommandError(
+            f"{host.name}: no {_python(host)} on the host ({said})",
+            "install it (`bringup provision` does), or set ansible_python_interpreter to a Python 3.9 or newer",
+        )
+    return RemoteCommandError(
+        f"{host.name}: {_python(host)} did not start the checks; {_how(status, tail)}",
+        "try `python3 -c 'print(1)'` over ssh on the host",
+    )
+
+
+def _how(status: int, tail: bytes) -> str:
+    number = -status if status < 0 else status - 128
+    try:
+        how = f"it was ended by {signal.Signals(number).name}"
+    except ValueError:
+        how = f"its exit status is {status}"
+    said = _last_line(tail)
+    return f"{how}; its last words: {said}" if said else how
+
+
+def _last_line(tail: bytes) -> str:
+    lines = tail.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:500] if lines else "it said nothing"
