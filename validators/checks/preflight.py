@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, Set
+from typing import Callable, Dict, List, Mapping, Set
 
 from validators.check import Context, Metric, Skip, check
 from validators.probes import nvml, pci, pythons
 from validators.probes.sysfs import Files
+from validators.probes.workload import run_workload
 from validators.schema import ERROR, HOST, RAN, Measurement, Record
 
 METRICS = (
@@ -41,10 +42,10 @@ def preflight(ctx: Context) -> None:
         devices = pci.nvidia_devices(Files())
         if devices is not None and not any(device.is_gpu for device in devices):
             raise Skip("no NVIDIA GPU on the PCI bus")
-    uuids = [] if on_cpu else _uuids()
+    gpus = {} if on_cpu else _gpus()
     seen = _Seen(ctx)
-    problems = [problem for framework in _wanted(ctx) for problem in _measure(seen, framework)]
-    for uuid in uuids:
+    problems = [problem for framework in _wanted(ctx) for problem in _measure(seen, framework, gpus)]
+    for uuid in gpus:
         answered = uuid in seen.subjects
         detail = "" if answered else "; ".join(problems) or "no framework reached this GPU (see devices_seen)"
         ctx.outcome(uuid, RAN if answered else ERROR, detail)
@@ -62,13 +63,18 @@ def _wanted(ctx: Context) -> List[str]:
     return ["torch", *others]
 
 
-def _uuids() -> List[str]:
-    """The GPUs that NVML knows; none where it does not answer, which compute_capability reports."""
+def _gpus() -> Dict[str, str]:
+    """UUID -> compute capability ("" where not told), by NVML; none where it does not answer: that is
+    compute_capability's to report."""
     try:
         with nvml.session() as session:
-            return [gpu.uuid for gpu in session.gpus()[0]]
+            return {gpu.uuid: _capability(gpu.get("GetCudaComputeCapability")) for gpu in session.gpus()[0]}
     except nvml.NvmlFailure:
-        return []
+        return {}
+
+
+def _capability(answer: object) -> str:
+    return ".".join(map(str, answer)) if isinstance(answer, (tuple, list)) else ""
 
 
 class _Seen(Context):
@@ -85,15 +91,13 @@ class _Seen(Context):
         self._pass_on(record)
 
 
-def _measure(ctx: Context, framework: str) -> List[str]:
+def _measure(ctx: Context, framework: str, gpus: Mapping[str, str]) -> List[str]:
     """Measure one framework; gives what stood in the way."""
     python = pythons.find_python(ctx.plan, framework)
     if python is None:
         return [pythons.explain(ctx.plan, framework)]
-    # Late: the probe starts processes through the bundle, which a listing of the checks does not need.
-    from validators.probes.workload import run_workload  # noqa: PLC0415 - see above
-
-    params = {"framework": framework, "device": ctx.plan.device}
+    told = " ".join(f"{uuid}={capability}" for uuid, capability in gpus.items() if capability)
+    params = {"framework": framework, "device": ctx.plan.device, "gpus": told}
     try:
         run_workload(ctx, python, "preflight", params, gpu_uuid=None, timeout_s=TIMEOUT_S)
     except RuntimeError as problem:

@@ -190,6 +190,8 @@ def _gpus(ctx: Context, files: Files) -> None:
     gpus = [device for device in devices if device.is_gpu]
     ctx.measure("gpu_count", len(gpus))
     ctx.measure("nvswitch_count", sum(device.is_nvswitch for device in devices))
+    if not gpus:
+        ctx.not_applicable("gpu_model", "no NVIDIA GPU on the PCI bus")
     for gpu in gpus:
         place = {"address": gpu.address}
         labels = {

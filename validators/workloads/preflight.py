@@ -78,8 +78,14 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
         return
     _, said = cuda.initialise()
     report.value("cuda_init", said)
-    for device in devices(report, framework):
-        one_gpu(report, framework, device, architectures)
+    found = devices(report, framework)
+    # By NVML first: where the framework gets no device, whether it carries the card's code is still worth knowing.
+    capabilities = dict(one.partition("=")[::2] for one in str(params.get("gpus", "")).split())
+    capabilities.update((_subject(name, one), ".".join(map(str, one.capability))) for one in found if one.capability)
+    for subject in dict.fromkeys([*capabilities, *(_subject(name, one) for one in found)]):
+        served(report, subject, capabilities.get(subject, ""), architectures)
+    for device in found:
+        one_gpu(report, framework, device)
 
 
 def build(report: _Report, framework: Framework) -> Optional[List[str]]:
@@ -111,16 +117,24 @@ def devices(report: _Report, framework: Framework) -> List[Device]:
     return found
 
 
-def one_gpu(report: _Report, framework: Framework, device: Device, architectures: Optional[List[str]]) -> None:
-    """One GPU: served by the build's machine code, a context, the known answer."""
-    subject = device.uuid or f"{report.labels['framework']}:{device.index}"
-    if architectures is None or device.capability is None:
+def _subject(framework: str, device: Device) -> str:
+    return device.uuid or f"{framework}:{device.index}"
+
+
+def served(report: _Report, subject: str, capability: str, architectures: Optional[List[str]]) -> None:
+    """Whether the build's machine code runs on a card of this capability."""
+    if architectures is None or not capability:
         report.none("arch_supported", UNKNOWN, "no list of architectures, or no compute capability", subject)
-    else:
-        capability = ".".join(map(str, device.capability))
-        supported, by = serves(device.capability, architectures)
-        note = f"compute capability {capability}: " + (by or f"none of {', '.join(architectures)} serves it")
-        report.value("arch_supported", supported, subject, note, capability=capability)
+        return
+    major, _, minor = capability.partition(".")
+    supported, by = serves((int(major), int(minor)), architectures)
+    note = f"compute capability {capability}: " + (by or f"none of {', '.join(architectures)} serves it")
+    report.value("arch_supported", supported, subject, note, capability=capability)
+
+
+def one_gpu(report: _Report, framework: Framework, device: Device) -> None:
+    """One GPU: a context, the known answer."""
+    subject = _subject(report.labels["framework"], device)
     try:
         framework.create_context(device)
     except FAILURES as problem:
