@@ -18,7 +18,8 @@ import os
 import signal
 import time
 import types
-from typing import Any, Dict, Mapping, Optional
+from collections.abc import Mapping
+from typing import Any
 
 Answer = Mapping[str, Any]
 
@@ -35,7 +36,7 @@ class Handle:
 class Replay(types.ModuleType):
     """The double as a module. `real` is the genuine pynvml."""
 
-    def __init__(self, real: Any, recording: Mapping[str, Any], faults: Optional[Mapping[str, Answer]] = None) -> None:
+    def __init__(self, real: Any, recording: Mapping[str, Any], faults: Mapping[str, Answer] | None = None) -> None:
         super().__init__("pynvml", __doc__)
         self.real = real
         self.about: Mapping[str, str] = recording["about"]
@@ -91,7 +92,8 @@ class Replay(types.ModuleType):
         whole = self._fault(f"nvmlDeviceGetFieldValues({handle.name},)")
         if "error" in whole:
             raise self.real.NVMLError(whole["error"])
-        for entry, one in zip(entries, ids):
+        for position, one in enumerate(ids):
+            entry = entries[position]
             entry.fieldId, entry.scopeId = one if isinstance(one, tuple) else (one, 0)
             answer = self._answer(f"field({handle.name},{entry.fieldId},{entry.scopeId})")
             if "error" in answer:
@@ -126,7 +128,7 @@ def _revive(value: Any) -> Any:
     if isinstance(value, list):
         return [_revive(one) for one in value]
     if isinstance(value, dict):
-        members: Dict[str, Any] = {key: _revive(one) for key, one in value["struct"].items()}
+        members: dict[str, Any] = {key: _revive(one) for key, one in value["struct"].items()}
         return types.SimpleNamespace(**members)
     return value
 

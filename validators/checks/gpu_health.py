@@ -27,6 +27,7 @@ _MEMORY = (
     Metric("banks_without_spare", "count", "memory banks with no spare row left; labels: banks by spares left"),
     Metric("retired_pages_corrected", "count", "pages retired after corrected errors (Turing and older)"),
     Metric("retired_pages_uncorrected", "count", "pages retired after an uncorrected error (Turing and older)"),
+    Metric("retired_pages", "count", "pages retired for either reason (Turing and older)"),
     Metric("page_retirement_pending", "bool", "a page is retired at the next reset"),
     Metric("channel_repair_pending", "bool", "a memory channel is repaired at the next reset"),
     Metric("tpc_repair_pending", "bool", "a processing cluster is repaired at the next reset"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, Union
+from typing import Any, Iterator, List, Union
 
 from validators.probes.nvml import Absent, Found, Gpu, Reading, flag, number, part
 from validators.schema import NOT_APPLICABLE
@@ -81,10 +81,16 @@ def _remapping(gpu: Gpu) -> Iterator[Found]:
 
 def _retirement(gpu: Gpu) -> Iterator[Found]:
     """Turing and older retire pages; newer cards remap rows and answer Not Supported here."""
-    for metric, cause in (("retired_pages_corrected", 0), ("retired_pages_uncorrected", 1)):
-        pages = gpu.get("GetRetiredPages", cause)
-        yield Found(metric, pages if isinstance(pages, Absent) else len(pages))
+    corrected, uncorrected = (_length(gpu.get("GetRetiredPages", cause)) for cause in (0, 1))
+    yield Found("retired_pages_corrected", corrected)
+    yield Found("retired_pages_uncorrected", uncorrected)
+    absent = next((one for one in (corrected, uncorrected) if isinstance(one, Absent)), None)
+    yield Found("retired_pages", absent or int(corrected) + int(uncorrected))
     yield Found("page_retirement_pending", flag(gpu.get("GetRetiredPagesPendingStatus")))
+
+
+def _length(answer: Any) -> Reading:
+    return answer if isinstance(answer, Absent) else len(answer)
 
 
 def _repairs(gpu: Gpu) -> Iterator[Found]:

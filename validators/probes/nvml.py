@@ -29,6 +29,8 @@ LIB_RM_VERSION_MISMATCH = 18
 VGPU_ECC_NOT_SUPPORTED = 22
 ARGUMENT_VERSION_MISMATCH = 25
 
+FIELDS_AT_ONCE = 32
+
 _CAUSES: Mapping[int, Tuple[str, str]] = {
     LIBRARY_NOT_FOUND: ("library_missing", "libnvidia-ml.so.1 is missing: no NVIDIA driver is installed"),
     DRIVER_NOT_LOADED: ("driver_not_loaded", "the NVIDIA kernel module is not loaded"),
@@ -98,15 +100,19 @@ class Nvml:
         return answer if isinstance(answer, Absent) else filled
 
     def fields(self, handle: Any, ids: Sequence[Tuple[int, int]]) -> Dict[Tuple[int, int], Union[int, Absent]]:
-        """Whole-number field values by (field id, scope), all in one call.
+        """Whole-number field values by (field id, scope).
 
-        A driver that does not know a field can leave its entry untouched: nvmlReturn 0, type double, value 0.0
-        (seen on 580.159.04 with fields 187 to 196). Such an entry is unknown, not zero.
+        A driver can leave an entry untouched: nvmlReturn 0, type double, value 0.0. Seen on 580.159.04 with fields
+        187 to 196 among 140 asked at once; ten at once were answered. Such an entry is unknown, not zero, and
+        few are asked at a time.
         """
-        answer = self.call("nvmlDeviceGetFieldValues", handle, list(ids))
-        if isinstance(answer, Absent):
-            return dict.fromkeys(ids, answer)
-        return {one: self._field(answer[position]) for position, one in enumerate(ids)}
+        found: Dict[Tuple[int, int], Union[int, Absent]] = {}
+        for start in range(0, len(ids), FIELDS_AT_ONCE):
+            some = list(ids[start : start + FIELDS_AT_ONCE])
+            answer = self.call("nvmlDeviceGetFieldValues", handle, some)
+            for position, one in enumerate(some):
+                found[one] = answer if isinstance(answer, Absent) else self._field(answer[position])
+        return found
 
     def _field(self, entry: Any) -> Union[int, Absent]:
         name = f"NVML field {entry.fieldId}"

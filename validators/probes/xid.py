@@ -13,7 +13,8 @@ from typing import Dict, Iterable, List, Tuple
 from validators.probes.kernel_log import Line
 from validators.probes.nvml import sysfs_address
 
-_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d{1,4})\b")
+# With MIG the instance follows the address: "(PCI:0000:01:00 GPU-I:05)" (open-gpu-kernel-modules).
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F:.]+)(?: GPU-I:\w+)?\): (\d{1,5})\b")
 _SXID = re.compile(r"SXid \(PCI:([0-9a-fA-F:.]+)\): (\d{1,6})\b")
 _INIT_FAILED = re.compile(r"NVRM: GPU ([0-9a-fA-F:.]+): (?:RmInitAdapter failed|rm_init_adapter failed)")
 
