@@ -40,6 +40,7 @@ SPARE_S = 60.0
 """Added to the plan's own deadline, which the host keeps: for connecting's end, the upload and the last records."""
 TAIL_BYTES = 8 * 1024
 
+_END = b"end\n"
 _LEASE_LOST = 75
 _NOT_FOUND = 127
 _PRELUDE = (
@@ -112,6 +113,8 @@ def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | No
     except Exception as problem:  # noqa: BLE001 - the boundary: one host's trouble is recorded as its ERROR
         text = f"{host.name}: {type(problem).__name__}: {problem}"[:1000]
         failure = Failure("HostError", text, "this is a fault of gpu-bringup itself: please report it")
+    if failure and _interrupted.is_set():
+        failure = Failure("ConnectionLost", f"{host.name}: interrupted by the user", "run it again")
     return run.result(failure)
 
 
@@ -120,10 +123,10 @@ _interrupted = threading.Event()
 
 
 def interrupt() -> None:
-    """End every run of this process: hosts stop by themselves, runs return with the records so far. For Ctrl-C."""
+    """End every run of this process, for Ctrl-C: hosts end theirs at once, runs return with the records so far."""
     _interrupted.set()
     for run in list(_running):
-        run.close()
+        run.end()
 
 
 def _named(host: Host, message: str) -> str:
@@ -152,6 +155,8 @@ class _Run:
 
     def measure(self) -> None:
         """Connect, bring the bundle, take its answer. Raises BringupError."""
+        if _interrupted.is_set():
+            raise ConnectionLost("not begun")
         with contextlib.ExitStack() as stack:
             sink = stack.enter_context(_sink(self._job.records_path))
             way = connect(
@@ -164,7 +169,7 @@ class _Run:
             self._lap("connect", self._began)
             mark = f"<bringup {secrets.token_hex(8)}> "
             self._process = transport.start(_argv(self._host, self._job.bundle, mark))
-            stack.callback(self.close)
+            stack.callback(self._process.close)
             _running.add(self)
             stack.callback(_running.discard, self)
             self._talk(self._process, mark, sink)
@@ -184,8 +189,6 @@ class _Run:
                 self._keep(record, sink)
             self._renew(process)
         self._lap("run", connected)
-        if _interrupted.is_set() and not intake.complete:
-            raise ConnectionLost(f"{self._host.name}: interrupted after {intake.count} records")
         if not started:
             raise _not_started(self._host, process.returncode, self._tail)
         if not intake.complete:
@@ -247,10 +250,11 @@ class _Run:
     def _lap(self, name: str, since: float) -> None:
         self._timings[name] = round(time.monotonic() - since, 4)
 
-    def close(self) -> None:
-        """End the lease: the host ends everything. Safe from any thread."""
+    def end(self) -> None:
+        """Tell the host to end the run; from any thread. The stream then ends by itself."""
         if self._process:
-            self._process.close()
+            with contextlib.suppress(ConnectionLost):
+                self._process.send(_END)
 
     def result(self, failure: Failure | None) -> HostRun:
         """What came of it."""

@@ -13,6 +13,9 @@ import threading
 import time
 from typing import Callable, Dict, List, Optional, Sequence, Set
 
+END = b"end\n"
+"""What the operator writes to end a run at once; any other line renews the lease."""
+
 PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h: orphans below us become our children, so that they can be found and ended."""
 
@@ -35,6 +38,8 @@ def hold(fd: int, lost: Callable[[str], None], answer_within_s: float = 0.0) -> 
                 data = b""
             if not data:
                 return lost("the operator's end of the connection is closed")
+            if END in data:
+                return lost("the operator ended it")
             heard = time.monotonic()
 
     threading.Thread(target=watch, name="lease", daemon=True).start()

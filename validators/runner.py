@@ -44,6 +44,8 @@ START_S = 30.0
 """Seconds for a child to come up and say its level."""
 TRACE_S = 0.3
 """Seconds for a hung child to say where it hangs, before it is killed."""
+KILL_S = 2.0
+"""Seconds that SIGKILL gets. A process that is stuck inside the driver does not die; the others go on without it."""
 HEARTBEAT_S = 5.0
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
@@ -68,6 +70,7 @@ class _Child:
     open: int = 2
     outcome: Optional[Outcome] = None
     problem: str = ""
+    stopped: bool = False
 
     @property
     def name(self) -> str:
@@ -215,9 +218,10 @@ class Runner:
         now = time.monotonic()
         ended = self._has_ended(child, 0.05 if not child.open else 0.0)
         if not ended and now > child.deadline:
-            if child.problem:  # it had its moment to say where it hangs, or its order to stop
-                self._family.end(child.process.pid)
-                ended = self._has_ended(child, 2.0)
+            if child.stopped:
+                self._abandon(child)
+            elif child.problem:  # it had its moment to say where it hangs
+                self._stop(child, child.problem)
             elif child.state == "starting":
                 self._stop(child, f"did not start within {START_S:.0f} s")
             else:
@@ -239,7 +243,15 @@ class Runner:
 
     def _stop(self, child: _Child, problem: str) -> None:
         child.problem = child.problem or problem
+        child.stopped = True
+        child.deadline = time.monotonic() + KILL_S
         self._family.end(child.process.pid)
+
+    def _abandon(self, child: _Child) -> None:
+        self._drain(child)
+        self._live.remove(child)
+        stuck = f"; process {child.process.pid} cannot be killed, it is stuck in the kernel"
+        self._close(child, child.problem + stuck + last_words(child.tail))
 
     def _finish(self, child: _Child) -> None:
         self._drain(child)
@@ -251,11 +263,13 @@ class Runner:
         self._live.remove(child)
         problem = child.problem or ending(status, bytes(child.buffer))
         if problem or child.outcome is None:
-            detail = (problem or "ended without an outcome") + last_words(child.tail)
-            spent = time.monotonic() - child.began
-            self._emit(Outcome(child.name, HOST, ERROR, detail[:MAX_TEXT], spent))
+            self._close(child, (problem or "ended without an outcome") + last_words(child.tail))
         else:
             self._emit(child.outcome)
+
+    def _close(self, child: _Child, detail: str) -> None:
+        spent = time.monotonic() - child.began
+        self._emit(Outcome(child.name, HOST, ERROR, detail[:MAX_TEXT], spent))
 
     def _drain(self, child: _Child) -> None:
         """Read what lies in the pipes of a child that has ended; a process it left behind may hold them open."""
@@ -273,10 +287,9 @@ class Runner:
 
     def _give_up(self) -> None:
         detail = f"the plan's deadline of {self._plan.deadline_s:g} s passed"
-        for child in list(self._live):
-            self._stop(child, detail)
-            self._has_ended(child, 2.0)
-            self._finish(child)
+        for child in self._live:
+            if not child.stopped:
+                self._stop(child, detail)
         for request in self._waiting:
             self._emit(Outcome(request.name, HOST, ERROR, f"not started: {detail}", 0.0))
         self._waiting = []
