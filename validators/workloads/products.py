@@ -19,6 +19,8 @@ from validators.workloads.verify import Bits, Nearness
 
 BATCH_S = 0.25
 """Products are queued in batches of about so many seconds, so that the device never waits for the host."""
+MAX_NOTES = 4
+"""So many wrong products are described."""
 WARM_S = 0.4
 """Load before the first timed product of a format: clocks and power settle."""
 
@@ -84,7 +86,7 @@ class Pair:
         """Verify both products by other arithmetic, see whether their bits repeat, and give what verifies the rest."""
         bits = Bits(self.out, seed)
         near = Nearness(self.kind.roundoff, self.kind.absolute(self.n), self.n)
-        flags = torch.zeros(bits.segments, dtype=torch.bool, device=self.device)
+        room = bits.room(self.device)
         repeats = True
         for which, (left, right) in enumerate(self._factors):
             self.multiply(which)
@@ -100,8 +102,8 @@ class Pair:
             bits.learn(self.out)
         for which in (0, 1):
             self.multiply(which)
-            bits.compare(which, self.out, flags)
-            if bool(flags.any()):
+            bits.record(which, self.out, room)
+            if bits.bad_rows(which, room):
                 left, right = self._factors[which]
                 finding = self.kind.check(left, right, self.out, seed)
                 run.wrong += bool(finding.wrong)
@@ -135,23 +137,22 @@ def measure(kind: Kind, n: int, device: torch.device, seconds: float, seed: int 
 def batch(pair: Pair, verifier: Union[Bits, Nearness], run: Run, count: int, *, keep: bool) -> float:
     """Queue `count` products and their verification, then read the results. Returns seconds."""
     watch = Stopwatch(pair.device)
-    flags = torch.zeros(count, verifier.segments, dtype=torch.bool, device=pair.device)
+    rooms = [verifier.room(pair.device) for _ in range(count)]
     for i in range(count):
         watch.mark()
         pair.multiply(i % 2)
         watch.mark()
-        verifier.compare(i % 2, pair.out, flags[i])
+        verifier.record(i % 2, pair.out, rooms[i])
     watch.mark()
     if pair.device.type == "cuda":
         torch.cuda.synchronize(pair.device)
     total = watch.between(0, 2 * count)
-    run.verified += count
-    for i, bad in enumerate(flags.any(dim=1).tolist()):
-        if bad or pair.deterministic[i % 2]:
-            run.wrong += 1
-        if bad and len(run.notes) < 4:
-            rows = [verifier.row(int(segment)) for segment in flags[i].nonzero()[:, 0]]
-            run.notes.append(f"timed product {run.verified - count + i} differs in rows {rows[0]} to {rows[-1]}")
+    for i, room in enumerate(rooms):
+        rows = verifier.bad_rows(i % 2, room)
+        run.verified += 1
+        run.wrong += bool(rows or pair.deterministic[i % 2])
+        if rows and len(run.notes) < MAX_NOTES:
+            run.notes.append(f"product {run.verified} differs from row {rows[0]} to {rows[-1]}")
     if keep:
         run.times += [watch.between(2 * i, 2 * i + 1) for i in range(count)]
         run.total_s += total

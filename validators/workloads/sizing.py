@@ -30,21 +30,24 @@ def sizes(kind: Kind, free_bytes: int, rate: float, wanted: int = 0) -> Iterator
 
 
 def probe(kind: Kind, device: torch.device) -> float:
-    """Operations a second at n = 1024, the best of three: a first guess, low for a large card."""
-    n = 1024
+    """Operations a second of a few products: at n = 1024, and at 4096 where that takes no longer than PRODUCT_S."""
+    rate = _rate(kind, 1024, device)
+    return _rate(kind, 4096, device) if 2 * 4096**3 / rate <= PRODUCT_S else rate
+
+
+def _rate(kind: Kind, n: int, device: torch.device, repeats: int = 4) -> float:
     tensor_float32(kind.tf32)
     pair = Pair(kind, n, device, seed=1)
-    best = float("inf")
-    for _ in range(4):
-        watch = Stopwatch(device)
-        watch.mark()
+    watch = Stopwatch(device)
+    pair.multiply(1)
+    watch.mark()
+    for _ in range(repeats):
         pair.multiply(0)
-        watch.mark()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, max(watch.between(0, 1), 1e-6))
+    watch.mark()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     tensor_float32(False)
-    return 2 * n**3 / best
+    return 2 * n**3 * repeats / max(watch.between(0, 1), 1e-6)
 
 
 def largest(
