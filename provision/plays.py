@@ -23,7 +23,7 @@ from provision.hosts import Host
 from provision.play_process import end_process_tree, end_ssh_masters
 from provision.play_progress import HostResult, PlayEvent, Status, TaskFailure, clean, secrets_in
 from provision.play_record import PlayRecord, PlayResult
-from provision.play_settings import environment
+from provision.play_settings import arguments, environment
 
 __all__ = ["PLAYBOOKS", "HostResult", "PlayEvent", "PlayResult", "TaskFailure", "playbook_path", "run_play"]
 
