@@ -160,11 +160,11 @@ def provision(
       bringup provision -i inventory.ini --limit newbox
       bringup provision -i inventory.ini --tags docker -e docker_source=distro
     """
-    from provision import commands
+    from provision import commands, provisioning
 
-    code = commands.provision(
+    code = provisioning.provision(
         commands.Selection(tuple(inventory or ()), tuple(hosts or ()), limit),
-        commands.PlayOptions(
+        provisioning.PlayOptions(
             tags=tuple(tags or ()),
             extra_vars=tuple(extra_vars or ()),
             check=check,
@@ -212,7 +212,6 @@ def validate(
             "--timeout", metavar="SECONDS", min=0, help="Seconds for the whole of one host; 0: from the checks."
         ),
     ] = 0,
-    ask_become_pass: AskPassphrase = False,
     strict: Strict = False,
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
@@ -239,7 +238,6 @@ def validate(
             timeout_s=timeout,
             workers=workers,
             host_keys=host_keys.value,
-            ask_become_pass=ask_become_pass,
         ),
         criteria=tuple(criteria or ()),
         runs=runs,
@@ -256,7 +254,6 @@ def doctor(
     inventory: Inventory = None,
     limit: Limit = "",
     host_keys: HostKeyPolicy = HostKeys.strict,
-    ask_become_pass: AskPassphrase = False,
     as_json: AsJson = False,
 ) -> None:
     """Why doesn't it see my GPU? The first broken link from the PCI slot to the framework, and what mends it.
@@ -270,7 +267,7 @@ def doctor(
 
     code = commands.doctor(
         commands.Selection(tuple(inventory or ()), tuple(hosts or ()), limit),
-        commands.CheckOptions(host_keys=host_keys.value, ask_become_pass=ask_become_pass),
+        commands.CheckOptions(host_keys=host_keys.value),
         as_json=as_json,
     )
     raise typer.Exit(code)

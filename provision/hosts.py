@@ -52,6 +52,24 @@ def local_host(name: str = "localhost") -> Host:
     return Host(name=name, address=name, connection="local")
 
 
+def named_host(text: str) -> Host:
+    """A host without an inventory, as ssh takes it: NAME, USER@NAME, NAME:PORT, ssh://USER@NAME:PORT.
+
+    ~/.ssh/config says the rest. Raises InventoryError.
+    """
+    match = re.fullmatch(r"(?:ssh://)?(?:([^@\s]+)@)?(\[[^\]\s]+\]|[^:@/\s-][^:@/\s]*)(?::(\d{1,5}))?/?", text)
+    if not match or (match[3] and not 0 < int(match[3]) < 65536):
+        raise InventoryError(f'"{text}" is not a host', hint="NAME, USER@NAME or USER@NAME:PORT; or -i inventory.ini")
+    user, name, port = match[1] or "", match[2].strip("[]"), match[3]
+    return Host(
+        name=name,
+        address=name,
+        user=user,
+        port=int(port or 22),
+        variables={"ansible_port": int(port)} if port else {},
+    )
+
+
 def read_inventory(sources: str | Path | Sequence[str | Path], limit: str = "") -> tuple[Host, ...]:
     """The hosts of an inventory, in its order, read by Ansible's own code.
 

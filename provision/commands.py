@@ -1,0 +1,245 @@
+"""What each command does, from the user's words to an exit code. cli.py parses, this calls, the rest works."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, cast
+
+from provision import __version__
+from provision.bundle import build_bundle
+from provision.catalogue import load_catalogue
+from provision.console import HostProgress, host_progress, out, say
+from provision.criteria import load
+from provision.errors import UsageError
+from provision.executors import make_executor
+from provision.hosts import Host, local_host, named_host, read_inventory
+from provision.manifest import Manifest, public_host, without_secrets
+from provision.plan import Choice, make_plan, parse_params
+from provision.remote import HostRun, Job, validate_host
+from provision.report import FORMATS, render
+from provision.report.model import HostReport, Report
+from provision.report.terminal import render_chain, render_terminal
+from provision.store import RunDirectory, now, rejudge
+from provision.verdict import exit_code
+from validators.schema import Record
+
+HostKeys = Literal["strict", "accept-new"]
+DOCTOR_CHECKS = ("system", "software", "compute_capability", "gpu_health", "preflight")
+"""What the chain of `bringup doctor` is walked from."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The hosts that the user means: inventories with a pattern, or names without an inventory."""
+
+    inventories: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    limit: str = ""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How to measure; see Choice for the first five."""
+
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    level: int = 2
+    device: str = "gpu"
+    params: tuple[str, ...] = ()
+    timeout_s: float = 0.0
+    workers: int = 16
+    host_keys: str = "strict"
+
+
+def select_hosts(selection: Selection) -> tuple[Host, ...]:
+    """The hosts. Raises InventoryError, UsageError."""
+    if selection.inventories:
+        pattern = selection.limit or ",".join(selection.hosts)
+        if selection.limit and selection.hosts:
+            raise UsageError("hosts are named twice", "give HOST, or --limit PATTERN")
+        return read_inventory(selection.inventories, pattern)
+    if selection.limit:
+        raise UsageError("--limit needs an inventory", "add -i inventory.ini")
+    if not selection.hosts:
+        raise UsageError("no hosts", "bringup COMMAND localhost, or bringup COMMAND -i inventory.ini")
+    return tuple(local_host() if name == "localhost" else named_host(name) for name in dict.fromkeys(selection.hosts))
+
+
+def validate(
+    selection: Selection,
+    options: CheckOptions,
+    *,
+    criteria: Sequence[Path] = (),
+    runs: Path = Path("runs"),
+    strict: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Measure, judge, report. The run directory keeps everything, also where it is interrupted."""
+    report, run = _measure(selection, options, criteria, runs)
+    for format, name in FORMATS.items():
+        run.write_report(name.removeprefix("report."), render(report, format))
+    if as_json:
+        sys.stdout.write(render(report, "json"))
+    else:
+        render_terminal(report, out())
+    say(f"report: {run.path / FORMATS['html']}")
+    return exit_code(report, strict=strict)
+
+
+def doctor(selection: Selection, options: CheckOptions, *, as_json: bool = False) -> int:
+    """Measure what the chain needs, and say which link is the first that does not hold."""
+    report, _ = _measure(selection, replace(options, only=DOCTOR_CHECKS), (), None)
+    if as_json:
+        sys.stdout.write(render(report, "json"))
+    else:
+        console = out()
+        for host in report.hosts:
+            console.print(render_chain(host))
+    return max(_chain_code(host) for host in report.hosts)
+
+
+def _chain_code(host: HostReport) -> int:
+    """1: a link is broken. 3: nobody could look. 0: the chain holds."""
+    broken = host.chain.broken if host.chain else None
+    if host.chain is None or (broken and broken.state == "unknown"):
+        return 3
+    return 1 if broken else 0
+
+
+def report(run: Path, format: str, output: Path | None) -> int:
+    """Render a run again, by the criteria kept with it."""
+    made = rejudge(RunDirectory.open(run))
+    _deliver(made, format, output)
+    return 0
+
+
+def judge(run: Path, criteria: Sequence[Path], format: str, output: Path | None, *, strict: bool = False) -> int:
+    """Judge a run by today's defaults and these files. No host is touched."""
+    opened = RunDirectory.open(run)
+    made = rejudge(opened, load(criteria, opened.manifest.catalogue))
+    _deliver(made, format, output)
+    return exit_code(made, strict=strict)
+
+
+def checks(name: str, *, as_json: bool = False) -> int:
+    """The catalogue, as the bundle tells it."""
+    from provision.catalogue_view import as_table, as_text, find  # noqa: PLC0415 - the tables are this command's alone
+
+    catalogue = load_catalogue(build_bundle())
+    if as_json:
+        from validators.schema import encode_catalogue  # noqa: PLC0415 - see above
+
+        sys.stdout.write(encode_catalogue((find(catalogue, name),) if name else catalogue) + "\n")
+    elif name:
+        out().print(as_text(find(catalogue, name)), markup=False)
+    else:
+        out().print(as_table(catalogue))
+    return 0
+
+
+def _deliver(made: Report, format: str, output: Path | None) -> None:
+    if format == "terminal":
+        if output is not None:
+            raise UsageError("the terminal format is for the terminal", "--format md -o FILE, or html, json, junit")
+        render_terminal(made, out())
+        return
+    text = render(made, format)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise UsageError(f"{output} cannot be written: {problem.strerror}", "name another file: -o FILE") from None
+    say(f"written: {output}")
+
+
+def _measure(
+    selection: Selection, options: CheckOptions, criteria: Sequence[Path], runs: Path | None
+) -> tuple[Report, RunDirectory]:
+    """Every mistake of the user's comes to light before the first host is touched. `runs` None: a temporary run."""
+    hosts = select_hosts(selection)
+    bundle = build_bundle()
+    catalogue = load_catalogue(bundle)
+    thresholds = load(criteria, catalogue)
+    thresholds.for_hosts(hosts, catalogue)
+    choice = Choice(
+        only=options.only,
+        skip=options.skip,
+        level=options.level,
+        device=options.device,
+        timeout_s=options.timeout_s,
+        params=parse_params(options.params),
+    )
+    plans = {host.name: make_plan(host, catalogue, choice) for host in hosts}
+    manifest = Manifest(
+        version=__version__,
+        created=now(),
+        python=platform.python_version(),
+        command=without_secrets(["bringup", *sys.argv[1:]]),
+        hosts=tuple(public_host(host) for host in hosts),
+        catalogue=catalogue,
+        plans=plans,
+        criteria=thresholds.files,
+        bundle=bundle.sha256,
+        selection=(*selection.inventories, *selection.hosts, *((selection.limit,) if selection.limit else ())),
+        notes=tuple(f"Left out on request: {name}." for name in options.skip),
+        settings={"host_keys": options.host_keys, "workers": str(options.workers)},
+    )
+    with ExitStack() as stack:
+        base = runs or Path(stack.enter_context(TemporaryDirectory(prefix="bringup-")))
+        run = RunDirectory.create(base, manifest)
+        _run_hosts(hosts, run, options)
+        return rejudge(run), run
+
+
+def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions) -> None:
+    """Map validate_host over the hosts. On Ctrl-C, what has come stays; connections end, and with them the leases."""
+    bundle = build_bundle()
+    checks_planned = max(len(plan.checks) for plan in run.manifest.plans.values())
+    executor = make_executor("threads", min(options.workers, len(hosts)))
+    with host_progress(len(hosts), checks_planned) as progress:
+        try:
+            futures: dict[Future[HostRun], Host] = {}
+            for host in hosts:
+                job = Job(
+                    bundle=bundle,
+                    plan=run.manifest.plans[host.name],
+                    records_path=run.records_path(host.name),
+                    host_keys=cast(HostKeys, options.host_keys),
+                )
+                futures[executor.submit(validate_host, host, job, _teller(host, progress))] = host
+            for future in as_completed(futures):
+                done = future.result()
+                run.finish_host(done)
+                failed = f"not measured: {done.failure.message}" if done.failure else "measured"
+                progress.done(futures[future].name, f"{failed} ({done.duration_s:.1f} s)")
+        except KeyboardInterrupt:
+            executor.shutdown(wait=False, cancel_futures=True)
+            _leave(run)
+    executor.shutdown()
+
+
+def _teller(host: Host, progress: HostProgress) -> Callable[[Record], None]:
+    return lambda record: progress.record(host.name, record)
+
+
+def _leave(run: RunDirectory) -> None:
+    """Report what was measured and go. Threads that wait on hosts cannot be joined: the process ends, and with it
+    every connection; each host's lease then ends what runs there.
+    """
+    made = rejudge(run)
+    for format, name in FORMATS.items():
+        run.write_report(name.removeprefix("report."), render(made, format))
+    say(f"interrupted; what was measured is kept: {run.path}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
