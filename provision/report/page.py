@@ -1,0 +1,244 @@
+"""What the HTML page shows of a report: verdicts of a metric gathered over GPUs, facts, figures. No markup here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from provision.criteria.model import Fraction
+from provision.report import view
+from provision.report.model import HostReport, Report, Status, Verdict
+from provision.report.numbers import exact, measured
+from provision.report.plots import Dot, bullet, trace
+from validators.schema import Measurement, Sample
+
+FULL_HOSTS = 24
+"""Up to so many hosts each has all its verdicts, facts and plots; above, those that pass are rows in the fleet table."""
+DETAILED_HOSTS = 200
+"""Hosts of a large fleet whose problems are written out, worst first."""
+PLOTTED_GPUS = 16
+_PLOTTED_UNITS = frozenset(
+    {"TFLOP/s", "TOP/s", "GB/s", "Mbit/s", "GT/s", "images/s", "MHz", "W", "celsius", "percent", "ratio"}
+)
+_SIGNS = {"at_least": "≥", "at_most": "≤", "equals": "="}
+_TRACES = (("sm_clock", "MHz"), ("power", "W"), ("temperature", "celsius"), ("utilisation", "percent"))
+_FROM_ZERO = frozenset({"power", "utilisation"})
+
+
+@dataclass(frozen=True)
+class Value:
+    """What was measured for one subject, or for several that have the same."""
+
+    subject: str
+    text: str
+    title: str
+    note: str = ""
+
+
+@dataclass
+class Row:
+    """A metric of a check under one criterion, over the subjects that it was judged for with the same result."""
+
+    check: str
+    metric: str
+    labels: str
+    verdict: Verdict | None = None
+    values: list[Value] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The metric as people say it, or the check where the verdict is about all of it."""
+        return view.metric_name(self.metric) or self.check
+
+    @property
+    def because(self) -> str:
+        """Why the criterion is there, unless the reason says it already."""
+        criterion = self.verdict.criterion if self.verdict else None
+        if criterion is None or any(criterion.because in reason for reason in self.reasons):
+            return ""
+        return criterion.because
+
+    @property
+    def source(self) -> str:
+        """Who says what is required."""
+        return self.verdict.criterion.source if self.verdict and self.verdict.criterion else ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One host on the page."""
+
+    host: HostReport
+    anchor: str
+    counts: dict[Status, int]
+    rows: dict[Status, list[Row]]
+    facts: dict[str, list[Row]]
+    plots: list[Markup]
+    traces: list[tuple[str, list[Markup]]]
+    full: bool
+
+
+def sections(report: Report) -> list[Section]:
+    """The hosts that have a section of their own, worst first."""
+    hosts = view.worst_first(report.hosts)
+    numbers = {id(host): at for at, host in enumerate(report.hosts)}
+    full = len(hosts) <= FULL_HOSTS
+    if not full:
+        hosts = [host for host in hosts if host.status != "PASS"][:DETAILED_HOSTS]
+    return [_section(host, f"host-{numbers[id(host)]}", full) for host in hosts]
+
+
+def _section(host: HostReport, anchor: str, full: bool) -> Section:
+    rows: dict[Status, list[Row]] = {}
+    for status in view.ORDER:
+        found = [one for one in host.verdicts if one.status == status and (full or status in view.ORDER[:3])]
+        rows[status] = _verdict_rows(host, found)
+    facts: dict[str, list[Row]] = {}
+    for row in _fact_rows(host, view.facts(host)) if full else ():
+        facts.setdefault(row.check, []).append(row)
+    plots = bullets(host, problems_only=not full)
+    return Section(host, anchor, view.counts(host.verdicts), rows, facts, plots, traces(host) if full else [], full)
+
+
+def _verdict_rows(host: HostReport, verdicts: Iterable[Verdict]) -> list[Row]:
+    rows: dict[tuple[object, ...], Row] = {}
+    gathered: dict[int, list[tuple[str, Measurement | None]]] = {}
+    for one in verdicts:
+        labels = view.labels_text(one.measurement)
+        criterion = one.criterion.id if one.criterion else ""
+        loose = one.reason if one.measurement is None else ""
+        key = (one.check, one.metric, labels, criterion, one.required, one.next_step, loose)
+        row = rows.setdefault(key, Row(one.check, one.metric, labels, one))
+        gathered.setdefault(id(row), []).append((one.subject, one.measurement))
+        if one.reason and one.reason not in row.reasons:
+            row.reasons.append(one.reason)
+        if one.next_step and one.next_step not in row.steps:
+            row.steps.append(one.next_step)
+    for row in rows.values():
+        row.values = _values(host, gathered[id(row)])
+    return list(rows.values())
+
+
+def _fact_rows(host: HostReport, measurements: Iterable[Measurement]) -> list[Row]:
+    rows: dict[tuple[str, str, str], Row] = {}
+    gathered: dict[int, list[tuple[str, Measurement | None]]] = {}
+    for one in measurements:
+        per_gpu = one.subject != "host"
+        labels = "" if per_gpu and set(one.labels) <= {"index", "pci_address", "minor"} else view.labels_text(one)
+        row = rows.setdefault((one.check, one.metric, labels), Row(one.check, one.metric, labels))
+        gathered.setdefault(id(row), []).append((one.subject, one))
+    for row in rows.values():
+        row.values = _values(host, gathered[id(row)])
+    return list(rows.values())
+
+
+def _values(host: HostReport, found: list[tuple[str, Measurement | None]]) -> list[Value]:
+    """One value per subject, in order; subjects with the very same value share one."""
+    found = sorted(found, key=lambda pair: view.subject_order(host, pair[0]))
+    same: dict[tuple[str, str, str], list[str]] = {}
+    for subject, one in found:
+        title = exact(one.value, one.unit) if one is not None and one.value is not None else ""
+        text = measured(one) if one is not None else ""
+        note = one.note if one is not None else ""
+        same.setdefault((text, title, note), []).append(view.subject_name(host, subject))
+    return [Value(_several(host, names), text, title, note) for (text, title, note), names in same.items()]
+
+
+def _several(host: HostReport, names: list[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    if len(unique) == 1:
+        return unique[0]
+    if len(unique) == len(host.gpus) and "host" not in unique:
+        return f"all {len(unique)} GPUs"
+    return ", ".join([unique[0], *(name.removeprefix("GPU ") for name in unique[1:])])
+
+
+def bullets(host: HostReport, *, problems_only: bool = False) -> list[Markup]:
+    """Measured against required per GPU, for each metric with a physical unit."""
+    groups: dict[tuple[str, str, str], list[Verdict]] = {}
+    for one in host.verdicts:
+        if _plottable(one):
+            groups.setdefault((one.check, one.metric, view.labels_text(one.measurement)), []).append(one)
+    found = []
+    for (check, metric, labels), verdicts in groups.items():
+        if problems_only and all(one.status == "PASS" for one in verdicts):
+            continue
+        found.append(
+            _bullet(host, f"{check}: {view.metric_name(metric)}" + (f" ({labels})" if labels else ""), verdicts)
+        )
+    return found
+
+
+def _plottable(one: Verdict) -> bool:
+    return (
+        one.measurement is not None
+        and one.criterion is not None
+        and one.criterion.rule in _SIGNS
+        and one.measurement.unit in _PLOTTED_UNITS
+        and _is_number(one.measurement.value)
+        and _is_number(one.required_value)
+        and one.status in ("PASS", "WARN", "FAIL")
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _bullet(host: HostReport, title: str, verdicts: list[Verdict]) -> Markup:
+    verdicts = sorted(verdicts, key=lambda one: view.subject_order(host, one.subject))[:PLOTTED_GPUS]
+    dots = [
+        Dot(view.subject_name(host, one.subject), float(one.measurement.value), one.status == "PASS")
+        for one in verdicts
+        if one.measurement is not None and isinstance(one.measurement.value, (int, float))
+    ]
+    first = verdicts[0]
+    bounds = sorted({float(one.required_value) for one in verdicts if isinstance(one.required_value, (int, float))})
+    peak = None
+    criterion = first.criterion
+    if criterion is not None and isinstance(criterion.value, Fraction) and 0 < criterion.value.fraction < 1 and bounds:
+        peak = bounds[-1] / criterion.value.fraction
+    unit = first.measurement.unit if first.measurement else ""
+    return bullet(title, unit, dots, _SIGNS[criterion.rule] if criterion else "", bounds, peak)
+
+
+def traces(host: HostReport) -> list[tuple[str, list[Markup]]]:
+    """Clock, power, temperature and utilisation over the load: (check and GPU, its figures), scales shared over GPUs."""
+    by_check: dict[str, dict[str, list[Sample]]] = {}
+    for check, sample in host.samples:
+        by_check.setdefault(check, {}).setdefault(sample.subject, []).append(sample)
+    found: list[tuple[str, list[Markup]]] = []
+    for check, subjects in by_check.items():
+        every = [sample for samples in subjects.values() for sample in samples]
+        end = max(sample.t_s for sample in every)
+        scales = {name: _scale(name, every) for name, _ in _TRACES}
+        ordered = sorted(subjects.items(), key=lambda item: view.subject_order(host, item[0]))
+        for subject, samples in ordered[:PLOTTED_GPUS]:
+            about = view.subject_name(host, subject)
+            figures = [
+                trace(view.metric_name(name), unit, points, *scale, end, about)
+                for name, unit in _TRACES
+                if (points := sorted((one.t_s, one.values[name]) for one in samples if name in one.values))
+                and (scale := scales[name])
+                and end > 0
+            ]
+            if figures:
+                found.append((f"{check}, {about}", figures))
+    return found
+
+
+def _scale(name: str, samples: Iterable[Sample]) -> tuple[float, float] | None:
+    values = [one.values[name] for one in samples if name in one.values]
+    if not values:
+        return None
+    if name == "utilisation":
+        return (0.0, 100.0)
+    low, high = min(values), max(values)
+    if name in _FROM_ZERO:
+        return (min(0.0, low), high)
+    room = max((high - low) * 0.05, 1.0)
+    return (low - room, high + room)
