@@ -7,11 +7,13 @@ Argument: one JSON object {"sources": [...], "limit": "..."}. Answer on stdout: 
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,33 +55,29 @@ def main() -> int:
 
 
 def _read(sources: list[str], limit: str) -> list[dict[str, object]]:
-    from ansible.errors import AnsibleError  # noqa: PLC0415  (after the environment is set)
-    from ansible.inventory.manager import InventoryManager  # noqa: PLC0415
-    from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
-    from ansible.utils.display import Display  # noqa: PLC0415
-    from ansible.vars.manager import VariableManager  # noqa: PLC0415
-
-    loader = DataLoader()
+    error_type = _ansible("errors").AnsibleError
+    manager = _ansible("inventory.manager").InventoryManager
+    loader = _ansible("parsing.dataloader").DataLoader()
     failures: list[_Failure] = []
     warnings: list[str] = []
-    _record_failures(InventoryManager, failures)
-    Display.warning = lambda self, msg, *_, **__: warnings.append(str(msg))
+    _record_failures(manager, failures)
+    _ansible("utils.display").Display.warning = lambda self, msg, *_, **__: warnings.append(str(msg))
     try:
         _unlock_vaults(loader)
-        inventory = InventoryManager(loader=loader, sources=sources)
-    except AnsibleError as error:
+        inventory = manager(loader=loader, sources=sources)
+    except error_type as error:
         raise _worst(failures, error) from None
     misread = [one for one in failures if one.was_meant()]
     if misread:  # the right plugin refused it, and one for another format took it for its own
-        raise misread[0].problem()
+        raise _worst(misread)
     for warning in warnings:
         if _PARSE_WARNING.search(warning):
             raise _warned(warning, sources)
-    hosts = _select(inventory, limit, AnsibleError)
+    hosts = _select(inventory, limit, error_type)
     if not hosts:
         raise _Problem("selects no host", ", ".join(sources), known=sorted(inventory.hosts)[:50], limit=limit)
-    variables = VariableManager(loader=loader, inventory=inventory)
-    return [_host(host, variables, loader, AnsibleError) for host in hosts]
+    variables = _ansible("vars.manager").VariableManager(loader=loader, inventory=inventory)
+    return [_host(host, variables, loader, error_type) for host in hosts]
 
 
 @dataclass(frozen=True)
@@ -95,33 +93,45 @@ class _Failure:
         """Whether this plugin is for the format that the file's author meant."""
         return self.plugin == _meant(self.source)
 
-    def problem(self) -> _Problem:
-        """It as an answer, with the line where it can be found."""
-        text = _text(self.error)
-        line = self.line if self.plugin == "ini" else _line_number(self.error, text)
-        return _Problem(text, self.source, line or _line_naming(text, self.source))
 
-
-def _worst(failures: list[_Failure], error: BaseException) -> _Problem:
+def _worst(failures: list[_Failure], error: BaseException | None = None) -> _Problem:
+    """The refusal that its author should read. Other plugins' refusals of the file may know the line better."""
     if not failures:
-        return _Problem(_text(error))
+        return _Problem(_text(error) if error is not None else "no plugin could read it")
     of_source = [one for one in failures if one.source == failures[-1].source]
-    return next((one for one in of_source if one.was_meant()), of_source[-1]).problem()
+    chosen = next((one for one in of_source if one.was_meant()), of_source[-1])
+    text = _text(chosen.error)
+    if chosen.plugin == "script":  # what the script wrote to stderr says more than its exit status
+        text += " " + " ".join(str(getattr(chosen.error, "_help_text", None) or "").split())[:400]
+    line = chosen.line
+    if chosen.plugin in ("yaml", "auto"):
+        line = next((found for one in of_source if (found := _line_of(one.error))), 0)
+    if not line and chosen.plugin != "script":
+        line = _line_naming(text, chosen.source)
+    return _Problem(text, chosen.source, line)
+
+
+def _ansible(module: str) -> Any:
+    """One of its modules: untyped, and imported only once the environment says what is wanted."""
+    return importlib.import_module(f"ansible.{module}")
 
 
 def _record_failures(manager: Any, failures: list[_Failure]) -> None:
-    """Every plugin's refusal, with its exception: Ansible keeps only text for people."""
+    """Every plugin's refusal, with its exception and line: Ansible keeps text for people, for INI without a line."""
     fetch = manager._fetch_inventory_plugins
 
     def recording(plugin: Any) -> Callable[..., object]:
         parse: Callable[..., object] = plugin.parse
-        name = str(getattr(plugin, "_load_name", ""))
+        name = str(getattr(plugin, "_load_name", "")).rpartition(".")[2]
+        at = [0]
+        if name == "ini":
+            plugin._parse = _counting(plugin._parse, at)
 
         def parse_and_record(inventory: object, loader: object, path: object, cache: bool = True) -> object:
             try:
                 return parse(inventory, loader, path, cache=cache)
             except BaseException as error:
-                failures.append(_Failure(str(path), name.rpartition(".")[2], error, _line_of(plugin)))
+                failures.append(_Failure(str(path), name, error, at[0]))
                 raise
 
         return parse_and_record
@@ -134,19 +144,22 @@ def _record_failures(manager: Any, failures: list[_Failure]) -> None:
     manager._fetch_inventory_plugins = fetch_and_wrap
 
 
-def _line_of(plugin: object) -> int:
-    """Where the INI plugin stands: Ansible does not say it in the message."""
-    number = getattr(getattr(plugin, "_origin", None), "line_num", 0) or getattr(plugin, "lineno", 0)
-    return number if isinstance(number, int) else 0
+def _counting(parse: Callable[..., object], at: list[int]) -> Callable[..., object]:
+    """The INI plugin's line loop, with the number of the line in hand kept in `at` (0 once all are read)."""
+
+    def count(lines: Iterable[object]) -> Iterator[object]:
+        for at[0], line in enumerate(lines, 1):
+            yield line
+        at[0] = 0
+
+    return lambda *arguments: parse(*arguments[:-1], count(arguments[-1]))
 
 
 def _unlock_vaults(loader: Any) -> None:
-    from ansible import constants  # noqa: PLC0415
-
+    constants = _ansible("constants")
     if constants.DEFAULT_VAULT_PASSWORD_FILE or constants.DEFAULT_VAULT_IDENTITY_LIST:
-        from ansible.cli import CLI  # noqa: PLC0415  (0.1 s, and seldom needed)
-
-        loader.set_vault_secrets(CLI.setup_vault_secrets(loader, vault_ids=constants.DEFAULT_VAULT_IDENTITY_LIST))
+        cli = _ansible("cli").CLI  # 0.1 s, and seldom needed
+        loader.set_vault_secrets(cli.setup_vault_secrets(loader, vault_ids=constants.DEFAULT_VAULT_IDENTITY_LIST))
 
 
 def _meant(source: str) -> str:
@@ -160,14 +173,17 @@ def _meant(source: str) -> str:
     return "ini"
 
 
-def _line_number(error: BaseException, text: str) -> int:
+def _line_of(error: BaseException) -> int:
+    """The line that an error of the YAML loader carries; 0 where it carries none."""
     for holder in (error, error.__cause__):
         origin = getattr(holder, "obj", None)
         number = getattr(origin, "line_num", None) or (getattr(origin, "ansible_pos", None) or (0, 0))[1]
         if isinstance(number, int) and number > 0:
             return number
-    found = re.search(r"(?:line |:)(\d+)\b", text)
-    return int(found[1]) if found else 0
+        mark = getattr(holder, "problem_mark", None)
+        if mark is not None:
+            return int(mark.line) + 1
+    return 0
 
 
 def _text(error: BaseException) -> str:
@@ -193,7 +209,7 @@ def _warned(warning: str, sources: list[str]) -> _Problem:
 
 def _line_naming(text: str, source: str) -> int:
     """The first line that has a word which the message has in parentheses or quotes; 0 where none does."""
-    for word in re.findall(r"[('\"]([\w.-]+)[)'\"]", text):
+    for word in re.findall(r"[('\"\[]([\w.:-]+)[)'\"\]]", text):
         for number, line in enumerate(_lines(source), 1):
             if re.search(rf"(?<![\w.-]){re.escape(word)}(?![\w.-])", line):
                 return number
@@ -224,10 +240,8 @@ def _select(inventory: Any, limit: str, error_type: type[Exception]) -> list[Any
 
 
 def _host(host: Any, variables: Any, loader: Any, error_type: type[Exception]) -> dict[str, object]:
-    from ansible.template import Templar  # noqa: PLC0415
-
     raw: Mapping[str, Any] = variables.get_vars(host=host)
-    templar = Templar(loader=loader, variables=raw)
+    templar = _ansible("template").Templar(loader=loader, variables=raw)
     wanted = {name: value for name, value in raw.items() if name in _CONNECTION or _KEPT.fullmatch(name)}
     found: dict[str, object] = {}
     for name, value in wanted.items():
@@ -274,7 +288,7 @@ def _plain(value: object) -> object:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return float(value) if value == value and abs(value) != float("inf") else str(value)
+        return float(value) if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, set)):

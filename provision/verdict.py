@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from provision.cells import Cells, applies_to
 from provision.criteria.loader import Criteria
+from provision.doctor import walk
 from provision.evidence import Evidence, gather
 from provision.hosts import Host
 from provision.remote import Failure, HostRun
-from provision.report.model import HostReport, Report, Status, Verdict
+from provision.report.model import Chain, HostReport, Report, Status, Verdict
 from validators.schema import HOST, CheckInfo, Plan
 
 CONNECTION = "connection"
@@ -55,7 +56,7 @@ def judge(
         hosts=tuple(reports),
         command=command,
         criteria_files=tuple((file.name, file.sha256) for file in criteria.files),
-        notes=tuple(notes) or (() if reports else ("No host was measured.",)),
+        notes=(*notes, *(f"{run.host}: {note}" for run in runs for note in run.notes)),
     )
 
 
@@ -68,7 +69,7 @@ def exit_code(report: Report, *, strict: bool = False) -> int:
 
 def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], criteria: Criteria) -> HostReport:
     evidence = gather(run, {name for name, info in infos.items() if info.per_gpu})
-    failure = run.failure or _broken_off(evidence)
+    failure = run.failure or _broken_off(evidence, run)
     verdicts: list[Verdict] = []
     if failure is not None:
         verdicts.append(_failed(failure))
@@ -86,13 +87,14 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], crite
             failure=failure.message if failure is not None else "",
         ).verdicts()
     status = _worst((verdict.status for verdict in verdicts), ("FAIL", "ERROR", "WARN", "PASS", "SKIP"))
+    chain = _chain(evidence)
     return HostReport(
         name=run.host,
         address=run.address,
         status=status,
-        headline=_headline(status, verdicts, evidence, failure),
+        headline=_headline(status, verdicts, evidence, failure, chain),
         verdicts=tuple(verdicts),
-        chain=None,
+        chain=chain,
         gpus=evidence.gpus,
         measurements=evidence.measurements,
         samples=evidence.samples,
@@ -109,11 +111,25 @@ def _unanswered(name: str, address: str) -> HostRun:
     return HostRun(name, address, failure=why)
 
 
-def _broken_off(evidence: Evidence) -> Failure | None:
-    """A run whose last record never came, whatever else is said of it."""
-    if evidence.bye is not None:
+def _broken_off(evidence: Evidence, run: HostRun) -> Failure | None:
+    """A run whose last record never came or counts others than there are, whatever else is said of it."""
+    hint = "run `bringup validate` again"
+    if evidence.bye is None:
+        return Failure("Interrupted", "the host's answer breaks off before its end", hint)
+    kept = len(run.records) - 1
+    if evidence.bye.count != kept:
+        return Failure("WireError", f"the host sent {evidence.bye.count} records, and {kept} are here", hint)
+    return None
+
+
+def _chain(evidence: Evidence) -> Chain | None:
+    """The chain for torch, or for the framework that was asked in its place. None where nothing was measured."""
+    if not evidence.measurements and not evidence.outcomes:
         return None
-    return Failure("Interrupted", "the host's answer breaks off before its end", "run `bringup validate` again")
+    asked = dict.fromkeys(one.labels.get("framework", "") for one in evidence.measurements if one.check == "preflight")
+    asked.pop("", None)
+    framework = "torch" if "torch" in asked or not asked else next(iter(asked))
+    return walk(evidence.measurements, tuple(evidence.outcomes.values()), framework)
 
 
 def _failed(failure: Failure) -> Verdict:
@@ -134,19 +150,22 @@ def _timings(run: HostRun, plan: Plan | None) -> dict[str, float]:
     return timings
 
 
-def _headline(status: Status, verdicts: Sequence[Verdict], evidence: Evidence, failure: Failure | None) -> str:
+def _headline(
+    status: Status, verdicts: Sequence[Verdict], evidence: Evidence, failure: Failure | None, chain: Chain | None
+) -> str:
+    """The host in a sentence: why it could not be measured, else the first broken link, else the first bad verdict."""
     if failure is not None:
         return f"{failure.message}. {failure.hint}".rstrip(". ") + "."
     cards = _cards(evidence)
-    counts = {
-        one: sum(verdict.status == one for verdict in verdicts) for one in ("PASS", "WARN", "FAIL", "ERROR", "SKIP")
-    }
+    of_status = [verdict for verdict in verdicts if verdict.status == status]
     if status == "PASS":
-        return f"{cards}: all {counts['PASS']} criteria that apply hold."
-    first = next((verdict for verdict in verdicts if verdict.status == status), None)
-    if first is None:
+        return f"{cards}: all {len(of_status)} criteria that apply hold."
+    if not of_status:
         return f"{cards}: nothing was judged."
-    more = f" ({counts[status] - 1} more {status})" if counts[status] > 1 else ""
+    if chain is not None and chain.broken is not None and chain.broken.state == "broken":
+        return f"{cards}: {status}: {chain.sentence}"
+    first = of_status[0]
+    more = f" ({len(of_status) - 1} more {status})" if len(of_status) > 1 else ""
     where = f"{first.check}.{first.metric}" if first.metric else first.check
     return f"{cards}: {status} {where}: {first.reason}{more}"
 

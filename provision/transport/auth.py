@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import getpass
 import socket
 import sys
@@ -10,8 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import paramiko
+from paramiko.pkey import UnknownKeyType
 
 from provision.errors import AuthenticationError, ConnectError
 from provision.transport.known_hosts import fingerprint
@@ -76,7 +79,7 @@ def _read(path: Path, ask: AskSecret | None) -> _Loaded:
         return _unlock(path, ask)
     except paramiko.PasswordRequiredException:
         return _unlock(path, ask)
-    except (ValueError, paramiko.SSHException, paramiko.UnknownKeyType) as problem:
+    except (ValueError, paramiko.SSHException, UnknownKeyType) as problem:
         return _Loaded(None, f"not a private key that can be used ({str(problem)[:80] or type(problem).__name__})")
 
 
@@ -192,8 +195,8 @@ def _label(origin: str, key: paramiko.PKey) -> str:
 def _public_blob(path: Path) -> bytes | None:
     """The public half beside a private key: enough to find it in the agent without a passphrase."""
     try:
-        return paramiko.PublicBlob.from_file(f"{path}.pub").key_blob
-    except (OSError, ValueError):
+        return base64.b64decode(Path(f"{path}.pub").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
         return None
 
 
@@ -201,17 +204,15 @@ def _agent_keys(endpoint: Endpoint, unusable: list[str], stack: ExitStack) -> tu
     where = endpoint.identity_agent
     if where.lower() == "none":
         return ()
-    agent: paramiko.agent.AgentSSH
+    agent: Any
     try:
-        if where and where != "SSH_AUTH_SOCK":
-            agent = _AgentAt(Path(where).expanduser())
-        else:
-            agent = paramiko.Agent()
+        named = where and where != "SSH_AUTH_SOCK"
+        agent = _AgentAt(Path(where).expanduser()) if named else paramiko.Agent()
     except (OSError, paramiko.SSHException) as problem:
         unusable.append(f"the agent: {problem}")
         return ()
     stack.callback(agent._close)
-    return agent.get_keys()
+    return tuple(agent.get_keys())
 
 
 class _AgentAt(paramiko.agent.AgentSSH):
@@ -221,4 +222,4 @@ class _AgentAt(paramiko.agent.AgentSSH):
         super().__init__()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(str(path))
-        self._connect(connection)
+        self._connect(connection)  # type: ignore[attr-defined]  # the stubs leave it out

@@ -6,8 +6,8 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import paramiko
 from paramiko.common import MSG_CHANNEL_REQUEST
@@ -16,6 +16,9 @@ from provision.errors import ConnectionLost
 from provision.transport.base import Stream
 from provision.transport.local import timed_out
 from provision.transport.quoting import Unmark
+
+_PARAMIKO: Any = paramiko
+"""For the two names that its stubs leave out."""
 
 _CHUNK = 64 * 1024
 _SEND_TIMEOUT_S = 30.0
@@ -38,9 +41,12 @@ class Connection(paramiko.Transport):
             connection.exit_signals[channel.chanid] = message.get_text()
             return
         message.packet.seek(at)
-        channel._handle_request(message)
+        _PARAMIKO.Channel._handle_request(channel, message)
 
-    _channel_handler_table = {**paramiko.Transport._channel_handler_table, MSG_CHANNEL_REQUEST: _on_request}
+    _channel_handler_table: ClassVar[dict[int, Callable[..., None]]] = {
+        **_PARAMIKO.Transport._channel_handler_table,
+        MSG_CHANNEL_REQUEST: _on_request,
+    }
 
 
 class _Wake(threading.Event):

@@ -55,7 +55,7 @@ class Unmark:
         if held is None:
             return data
         held += data
-        before, mark, after = held.partition(MARK)
+        _, mark, after = held.partition(MARK)
         if mark:
             self._held[stream] = None
             return after

@@ -24,7 +24,7 @@ def open_tcp(endpoint: Endpoint, timeout_s: float, ends: ExitStack) -> socket.so
     except (socket.gaierror, UnicodeError) as problem:
         said = problem.strerror if isinstance(problem, socket.gaierror) else "not a host name"
         raise ConnectError(
-            f"{endpoint.who}: the name {ascii(endpoint.hostname)} is not found ({said})",
+            f"{endpoint.who}: the name {endpoint.hostname!a} is not found ({said})",
             hint="set ansible_host in the inventory, or HostName in ~/.ssh/config",
         ) from None
     last: OSError = OSError(errno.EHOSTUNREACH, "no address")
@@ -68,8 +68,8 @@ def open_proxy(endpoint: Endpoint, ends: ExitStack) -> socket.socket:
             # A shell, because ProxyCommand is a line for one (ssh_config(5)); it is the operator's own text, and
             # the names filled into it were checked.
             ["/bin/sh", "-c", f"exec {endpoint.proxy_command}"],
-            stdin=theirs,
-            stdout=theirs,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )

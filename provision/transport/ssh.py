@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import paramiko
+from paramiko.ssh_exception import IncompatiblePeer
 
 from provision.errors import ConnectError, ConnectionLost
 from provision.hosts import Host
@@ -69,7 +70,7 @@ class SshTransport:
         options.key_types = _prefer(known_hosts.known_types(entries), tuple(options.key_types))
         try:
             connection.start_client(timeout=left)
-        except paramiko.IncompatiblePeer as problem:
+        except IncompatiblePeer as problem:
             raise ConnectError(f"{endpoint.who}: no common SSH algorithm: {problem}") from None
         except (paramiko.SSHException, EOFError, OSError) as problem:
             raise _no_ssh(endpoint, connection, problem, timeout_s) from None

@@ -86,7 +86,7 @@ def _expand(path: Path, base: Path, block: str, depth: int) -> Iterator[str]:
         keyword = match[1].lower() if match else ""
         if match and keyword == "include":
             for pattern in match[2].replace('"', "").split():
-                for name in sorted(glob.glob(str(base / Path(pattern).expanduser()))):
+                for name in sorted(glob.glob(str(base / Path(pattern).expanduser()))):  # noqa: PTH207  (may be absolute)
                     included = list(_expand(Path(name), base, block, depth + 1))
                     if block != "Host *" and any(re.match(r"\s*(host|match)\s", one, re.I) for one in included):
                         raise ConnectError(

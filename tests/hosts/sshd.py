@@ -132,7 +132,7 @@ def sshd(
     (directory / "authorized_keys").write_text(public_key(key) + "\n")
     for _ in range(5):
         port = free_port()
-        process = _launch(program, directory, addresses, port, host_keys, config)
+        process = _launch(program, directory, addresses=addresses, port=port, host_keys=host_keys, config=config)
         if process is not None:
             break
     else:
@@ -148,7 +148,13 @@ def sshd(
 
 
 def _launch(
-    program: str, directory: Path, addresses: Sequence[str], port: int, host_keys: Sequence[Path], config: Sequence[str]
+    program: str,
+    directory: Path,
+    *,
+    addresses: Sequence[str],
+    port: int,
+    host_keys: Sequence[Path],
+    config: Sequence[str],
 ) -> subprocess.Popen[bytes] | None:
     """Start it and wait until it listens; None where it did not (the port was taken meanwhile)."""
     lines = [
