@@ -280,6 +280,32 @@ def test_an_answer_without_its_bye_is_error() -> None:
     assert "breaks off" in report.hosts[0].headline
 
 
+def test_an_answer_of_which_a_record_was_lost_is_error() -> None:
+    run = answered(good())
+    report = report_of(replace(run, records=(*run.records[:3], *run.records[4:])))
+    assert report.status == "ERROR"
+    assert "records, and" in report.hosts[0].headline
+
+
+def test_a_broken_link_is_the_headline_and_the_chain_is_in_the_report() -> None:
+    records: list[Record] = [
+        measured("system", "gpu_count", 0),
+        ended("system"),
+        ended("compute_capability", HOST, "skipped", "no NVIDIA GPU on the PCI bus"),
+        ended("matmul", HOST, "skipped", "no NVIDIA GPU on the PCI bus"),
+    ]
+    host = report_of(records).hosts[0]
+    assert host.chain is not None
+    assert host.chain.broken is not None
+    assert host.chain.broken.name == "PCI device"
+    assert host.chain.sentence in host.headline
+
+
+def test_what_was_unusual_on_a_host_is_a_note_of_the_report() -> None:
+    run = replace(answered(good()), notes=("the home cannot be written",))
+    assert "gpu1: the home cannot be written" in report_of(run).notes
+
+
 def test_a_planned_host_without_a_run_and_a_report_without_hosts_are_errors() -> None:
     common = {"run_id": "r", "created": "", "judged": "", "version": "0", "catalogue": CATALOGUE}
     empty = judge([], hosts=[], criteria=Criteria(), plans={}, **common)  # type: ignore[arg-type]  # one dict for both
