@@ -1,6 +1,8 @@
 # make demo, make test: on a fresh machine these set up everything themselves, then run.
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3.13 || command -v python3)
+# The first that runs and is new enough: a name on PATH may be a shim without a Python behind it.
+PYTHON ?= $(shell for one in python3 python3.13 python3.12 python3.11; do \
+  $$one -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := $(shell sed 's/\#.*//' tests/hosts/packages.txt)
@@ -13,8 +15,7 @@ help:
 	@echo 'make lint      ruff, mypy --strict, ansible-lint'
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.12'; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.12'; exit 1; }
 	@echo '== setting up $(VENV) (once; a few minutes, about 1 GB with torch)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
