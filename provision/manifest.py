@@ -16,7 +16,7 @@ FORMAT = 1
 """Version of manifest.json. A reader refuses any other."""
 
 _KEPT = re.compile(r"^(expect|bringup)_")
-_SECRET = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api_?key|private", re.IGNORECASE)
+_SECRET = re.compile(r"pass(word|wd|phrase)?|secret|token|credential|api[-_]?key|private", re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(rf"({_SECRET.pattern})\w*['\"]?\s*[:=]", re.IGNORECASE)
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 

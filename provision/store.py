@@ -194,7 +194,8 @@ def _claim(base: Path, wanted: str) -> Path:
 
 def _folder(path: Path) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for one in (path.parent, path):  # `parents=True` would leave the parent open to others
+            one.mkdir(mode=0o700, exist_ok=True)
     except OSError as problem:
         raise RunDirectoryError(f"{path} cannot be made: {problem.strerror}", "is it a folder of yours?") from None
 

@@ -10,14 +10,29 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from provision.criteria import Fraction
+from provision.bundle import build_bundle
+from provision.catalogue import load_catalogue
+from provision.criteria import Fraction, load
 from provision.criteria.physics import figure
 from provision.criteria.rules import holds
 from provision.evidence import gather
+from provision.hosts import Host
 from provision.remote import HostRun
 from provision.report.model import Report
+from provision.verdict import judge
 from tests.unit.judging import CATALOGUE, CRITERIA, GPU0, GPU1, PLAN, answered, criterion, good, report_of
-from validators.schema import HOST, NOT_APPLICABLE, UNITS, UNKNOWN, Bye, Measurement, Outcome, Record
+from validators.schema import (
+    HOST,
+    NOT_APPLICABLE,
+    UNITS,
+    UNKNOWN,
+    Bye,
+    CheckRequest,
+    Measurement,
+    Outcome,
+    Plan,
+    Record,
+)
 
 SCOPED = criterion("h200", "matmul", "spread", "ratio", "at_most", 0.1, gpu="*H200*")
 VERSIONED = criterion("torch", "matmul", "torch_version", "version", "one_of", ("2.11", "2.12"), labels={"f": "torch*"})
@@ -55,7 +70,7 @@ plans = st.sampled_from([PLAN, replace(PLAN, device="cpu"), replace(PLAN, checks
 
 
 def assert_every_pass_is_earned(report: Report, run: HostRun) -> None:
-    evidence = gather(run, {info.name for info in CATALOGUE if info.per_gpu})
+    evidence = gather(run, {info.name for info in (*CATALOGUE, *REAL) if info.per_gpu})
     for verdict in report.hosts[0].verdicts:
         if verdict.status != "PASS":
             continue
@@ -142,3 +157,50 @@ def test_the_bye_is_needed_even_where_nothing_else_is_missing() -> None:
     assert isinstance(run.records[-1], Bye)
     assert report_of(run).status == "PASS"
     assert report_of(replace(run, records=run.records[:-1])).status == "ERROR"
+
+
+REAL = load_catalogue(build_bundle())
+DEFAULTS = load([], REAL)
+REAL_PLAN = Plan(tuple(CheckRequest(info.name, info.timeout_s) for info in REAL), 100.0)
+real_measurements = st.sampled_from([(info.name, metric) for info in REAL for metric in info.metrics]).flatmap(
+    lambda pair: st.builds(
+        Measurement,
+        st.just(pair[0]),
+        subjects,
+        st.just(pair[1].name),
+        st.one_of(values, st.sampled_from([True, False, 0, 1, "", "580.159.04", "13.0", "sm_90,sm_100", "10de:2335"])),
+        st.just(pair[1].unit),
+        st.dictionaries(
+            st.sampled_from(["framework", "index", "path", "driver", "address"]), st.text(max_size=6), max_size=3
+        ),
+        st.just(""),
+        st.text(max_size=5),
+    )
+)
+real_outcomes = st.builds(
+    Outcome,
+    st.sampled_from([info.name for info in REAL]),
+    subjects,
+    st.sampled_from(["ran", "skipped", "error"]),
+    st.text(max_size=5),
+    st.just(0.1),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(real_measurements, real_outcomes), max_size=40))
+def test_the_defaults_and_the_chain_take_whatever_a_host_sends(records: list[Record]) -> None:
+    run = answered(records)
+    report = judge(
+        [run],
+        hosts=[Host(run.host)],
+        catalogue=REAL,
+        criteria=DEFAULTS,
+        plans={run.host: REAL_PLAN},
+        run_id="r",
+        created="",
+        judged="",
+        version="0",
+    )
+    assert_every_pass_is_earned(report, run)
+    assert report.status != "PASS"  # a handful of records is never a whole answer to six checks
