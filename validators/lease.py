@@ -83,6 +83,8 @@ class Family:
         # Re-entrant: a signal handler may need it while the main thread is inside start().
         self._lock = threading.RLock()
         self._ended = False
+        self.doomed = threading.Event()
+        """Set before everything is ended early: what is seen of children from then on is that end, no result."""
         self._pids: Set[int] = set()
 
     def adopt_orphans(self) -> None:

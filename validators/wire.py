@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 from typing import List
 
@@ -41,6 +42,12 @@ def serve(argv: List[str]) -> int:
     def emit(record: Record) -> None:
         nonlocal count
         count += 1
+        write(record)
+
+    def write(record: Record) -> None:
+        # Children that are killed because the lease is lost have not crashed: nothing more is said of them.
+        if family.doomed.is_set():
+            threading.Event().wait()  # until the thread that dooms has ended this process
         lease.write_all(out, encode(record))
 
     def lost(why: str) -> None:
@@ -66,7 +73,7 @@ def serve(argv: List[str]) -> int:
         )
         Runner(plan, emit, family, unpacked(root, sha256)).run()
         family.end_all()
-        lease.write_all(out, encode(Bye(count)))
+        write(Bye(count))
     except BrokenPipeError:
         lost("nobody reads the records any more")
     return 0
@@ -84,6 +91,7 @@ def end_on_signals(family: lease.Family) -> None:
 
 def end_everything(family: lease.Family, status: int, why: str) -> None:
     """End every child and this process, now; from any thread."""
+    family.doomed.set()
     family.end_all()
     with contextlib.suppress(OSError):  # nobody is left to read it
         os.write(2, why.encode() + b"\n")
