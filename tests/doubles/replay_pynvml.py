@@ -13,6 +13,7 @@ Python 3.9 and newer, standard library only: it also travels inside a bundle, in
 
 from __future__ import annotations
 
+import ctypes
 import fnmatch
 import os
 import signal
@@ -24,13 +25,6 @@ from typing import Any
 Answer = Mapping[str, Any]
 
 _MEMBERS = {0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}
-
-
-class Handle:
-    """A device handle: gpu0, gpu1, ..."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 class Replay(types.ModuleType):
@@ -81,21 +75,25 @@ class Replay(types.ModuleType):
         if "error" in answer:
             raise self.real.NVMLError(answer["error"])
         if "handle" in answer:
-            return Handle(answer["handle"])
+            return self._handle(answer["handle"])
         if "filled" in answer:
             _fill(args[-1]._obj, answer["filled"])
             return 0
         return _revive(answer["result"])
 
-    def _fields(self, handle: Handle, ids: Any) -> Any:
+    def _handle(self, name: str) -> Any:
+        """A device handle of the real type, which points nowhere: gpu0 is the address 1."""
+        return ctypes.cast(ctypes.c_void_p(int(name[3:]) + 1), self.real.c_nvmlDevice_t)
+
+    def _fields(self, handle: Any, ids: Any) -> Any:
         entries = (self.real.c_nvmlFieldValue_t * len(ids))()
-        whole = self._fault(f"nvmlDeviceGetFieldValues({handle.name},)")
+        whole = self._fault(f"nvmlDeviceGetFieldValues({_argument(handle)},)")
         if "error" in whole:
             raise self.real.NVMLError(whole["error"])
         for position, one in enumerate(ids):
             entry = entries[position]
             entry.fieldId, entry.scopeId = one if isinstance(one, tuple) else (one, 0)
-            answer = self._answer(f"field({handle.name},{entry.fieldId},{entry.scopeId})")
+            answer = self._answer(f"field({_argument(handle)},{entry.fieldId},{entry.scopeId})")
             if "error" in answer:
                 entry.nvmlReturn = answer["error"]
                 continue
@@ -103,10 +101,10 @@ class Replay(types.ModuleType):
             setattr(entry.value, _MEMBERS[entry.valueType], answer["value"])
         return entries
 
-    def _find(self, name: str, wanted: Any) -> Handle:
+    def _find(self, name: str, wanted: Any) -> Any:
         text = wanted.decode() if isinstance(wanted, bytes) else str(wanted)
         for index in range(self._call("nvmlDeviceGetCount", ())):
-            handle = Handle(f"gpu{index}")
+            handle = self._handle(f"gpu{index}")
             if name.endswith("UUID"):
                 here = self._call("nvmlDeviceGetUUID", (handle,))
             else:
@@ -117,8 +115,8 @@ class Replay(types.ModuleType):
 
 
 def _argument(value: Any) -> str:
-    if isinstance(value, Handle):
-        return value.name
+    if isinstance(value, ctypes._Pointer):
+        return f"gpu{(ctypes.cast(value, ctypes.c_void_p).value or 0) - 1}"
     if type(value).__name__ == "CArgObject":
         return type(value._obj).__name__
     return repr(value)

@@ -110,7 +110,8 @@ def gpu_health(ctx: Context) -> None:
         why = ""
     except kernel_log.LogUnreadable as problem:
         log, why = None, f"the kernel's log cannot be read: {problem}"
-    addresses = []
+    addresses: List[str] = []
+    lost: List[Absent] = []
     try:
         with session() as nvml:
             gpus, lost = nvml.gpus()
@@ -126,9 +127,11 @@ def gpu_health(ctx: Context) -> None:
                     else:
                         addresses.append(address)
                         _events(ctx, log, why, address, gpu.uuid)
+            if not gpus:
+                raise NvmlFailure("no_gpu", "; ".join(one.note for one in lost) or "NVML counts no GPU")
     except NvmlFailure:
         _host(ctx, log, why, addresses)
-        if not _gpus_on_bus():
+        if not lost and not _gpus_on_bus():
             raise Skip("no NVIDIA GPU on the PCI bus") from None
         raise
     _host(ctx, log, why, addresses)
