@@ -65,7 +65,7 @@ class RunDirectory:
             for number, file in enumerate(manifest.criteria):
                 made._write(f"criteria/{number:02d}-{safe_name(Path(file.name).stem)}.toml", file.text)
             for host in manifest.hosts:
-                made.host_folder(host.name)
+                made.records_path(host.name).touch(mode=0o600)
         except OSError as problem:
             raise RunDirectoryError(
                 f"no run directory can be made in {base}: {problem.strerror or problem}",
