@@ -1,4 +1,4 @@
-"""JUnit XML for CI: each verdict a test case. FAIL is a failure, ERROR an error, SKIP skipped, WARN a pass with a note."""
+"""JUnit XML for CI: each verdict a test case. FAIL: failure, ERROR: error, SKIP: skipped, WARN: a pass with a note."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def render(report: Report) -> str:
-    """One <testsuite> per host. A report without hosts, or a host without verdicts, is an error, never an empty pass."""
+    """One <testsuite> per host. No host, or a host without verdicts, is an error, never an empty pass."""
     root = Element("testsuites", name=_clean(f"gpu-bringup {report.run_id}"))
     for host in report.hosts:
         _suite(root, host)

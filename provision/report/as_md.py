@@ -15,15 +15,16 @@ MAX_CHARACTERS = 60_000
 MAX_PROBLEMS = 50
 """Verdicts of one host and status that are written out."""
 
-_SIGNS: Mapping[Status, str] = {"PASS": "✅", "WARN": "⚠️", "FAIL": "❌", "ERROR": "❓", "SKIP": "➖"}
+_SIGNS: Mapping[Status, str] = {"PASS": "✅", "WARN": "⚠️", "FAIL": "❌", "ERROR": "❓", "SKIP": "⏭️"}
 _LINKS: Mapping[LinkState, str] = {
     "holds": "✅",
     "broken": "❌",
     "unknown": "❓",
-    "not_applicable": "➖",
+    "not_applicable": "⏭️",
     "not_reached": "·",
 }
-_SPECIAL = re.compile(r"[!-/:-@\[-`{-~]")
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>&#+!|~@:$\n]|^[-=\d]|(?<=www)\.", re.IGNORECASE)
+"""Whatever Markdown, HTML or GitHub could act on, in the middle of a line or at its start."""
 
 
 def render(report: Report) -> str:
@@ -62,7 +63,8 @@ def _parts(report: Report) -> Iterator[str]:
         for host in view.worst_first(report.hosts):
             tally = view.tally(view.counts(host.verdicts))
             sign = f"{_SIGNS[host.status]} {host.status}"
-            yield f"| {escape(host.name, 80)} | {sign} | {escape(host.headline)} | {escape(view.gpus_text(host), 80)} | {tally} |"
+            gpus = escape(view.gpus_text(host), 80)
+            yield f"| {escape(host.name, 80)} | {sign} | {escape(host.headline)} | {gpus} | {tally} |"
     for host in view.worst_first(report.hosts):
         yield from _host(host)
 
@@ -81,7 +83,8 @@ def _host(host: HostReport) -> Iterator[str]:
     device = ", on the CPU as a reference (`--device cpu`)" if host.device == "cpu" else ""
     head = (
         f"\n### {_SIGNS[host.status]} {escape(host.name, 120)}: {host.status}\n\n{escape(host.headline, 600)}\n\n"
-        f"{escape(view.gpus_text(host), 120)}{device}; {view.tally(view.counts(host.verdicts))}; {duration(host.duration_s)}."
+        f"{escape(view.gpus_text(host), 120)}{device}; {view.tally(view.counts(host.verdicts))};"
+        f" {duration(host.duration_s)}."
     )
     yield head + _chain(host)
     for status in ("FAIL", "ERROR", "WARN"):
@@ -125,8 +128,8 @@ def _row(host: HostReport, one: Verdict) -> str:
     cells = (
         f"{_SIGNS[one.status]} {one.status}",
         _what(host, one),
-        escape(measured(one.measurement) if one.measurement else "–", 120),
-        escape(one.required or "–", 120),
+        escape(measured(one.measurement) if one.measurement else "-", 120),
+        escape(one.required or "-", 120),
         escape(one.reason, 400) + (f" <sub>{escape(one.criterion.source, 160)}</sub>" if one.criterion else ""),
         escape(one.next_step, 400),
     )

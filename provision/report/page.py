@@ -15,7 +15,7 @@ from provision.report.plots import Dot, bullet, trace
 from validators.schema import Measurement, Sample
 
 FULL_HOSTS = 24
-"""Up to so many hosts each has all its verdicts, facts and plots; above, those that pass are rows in the fleet table."""
+"""Up to so many hosts each is shown in full; above, those that pass are rows of the fleet table only."""
 DETAILED_HOSTS = 200
 """Hosts of a large fleet whose problems are written out, worst first."""
 PLOTTED_GPUS = 16
@@ -167,10 +167,17 @@ def bullets(host: HostReport, *, problems_only: bool = False) -> list[Markup]:
     for (check, metric, labels), verdicts in groups.items():
         if problems_only and all(one.status == "PASS" for one in verdicts):
             continue
-        found.append(
-            _bullet(host, f"{check}: {view.metric_name(metric)}" + (f" ({labels})" if labels else ""), verdicts)
-        )
+        found.append(_bullet(host, _title(groups, check, metric, labels), verdicts))
     return found
+
+
+def _title(groups: Iterable[tuple[str, str, str]], check: str, metric: str, labels: str) -> str:
+    """The metric, and whatever else it takes to tell it from the other figures."""
+    alike = [one for one in groups if one[1] == metric]
+    name = view.metric_name(metric)
+    if len({one[0] for one in alike}) > 1:
+        name = f"{check}: {name}"
+    return f"{name} ({labels})" if len({one[2] for one in alike if one[0] == check}) > 1 else name
 
 
 def _plottable(one: Verdict) -> bool:
@@ -203,11 +210,12 @@ def _bullet(host: HostReport, title: str, verdicts: list[Verdict]) -> Markup:
     if criterion is not None and isinstance(criterion.value, Fraction) and 0 < criterion.value.fraction < 1 and bounds:
         peak = bounds[-1] / criterion.value.fraction
     unit = first.measurement.unit if first.measurement else ""
-    return bullet(title, unit, dots, _SIGNS[criterion.rule] if criterion else "", bounds, peak)
+    sign = _SIGNS[criterion.rule] if criterion else ""
+    return bullet(title, unit, dots, sign=sign, bounds=bounds, peak=peak)
 
 
 def traces(host: HostReport) -> list[tuple[str, list[Markup]]]:
-    """Clock, power, temperature and utilisation over the load: (check and GPU, its figures), scales shared over GPUs."""
+    """Clock, power, temperature, utilisation over the load: (check and GPU, figures), scales shared over GPUs."""
     by_check: dict[str, dict[str, list[Sample]]] = {}
     for check, sample in host.samples:
         by_check.setdefault(check, {}).setdefault(sample.subject, []).append(sample)
@@ -220,7 +228,7 @@ def traces(host: HostReport) -> list[tuple[str, list[Markup]]]:
         for subject, samples in ordered[:PLOTTED_GPUS]:
             about = view.subject_name(host, subject)
             figures = [
-                trace(view.metric_name(name), unit, points, *scale, end, about)
+                trace(view.metric_name(name), unit, points, low=scale[0], high=scale[1], end=end, about=about)
                 for name, unit in _TRACES
                 if (points := sorted((one.t_s, one.values[name]) for one in samples if name in one.values))
                 and (scale := scales[name])

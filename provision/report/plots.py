@@ -30,22 +30,23 @@ class Dot:
 
 
 def bullet(
-    title: str, unit: str, dots: Sequence[Dot], sign: str, bounds: Sequence[float], peak: float | None
+    title: str, unit: str, dots: Sequence[Dot], *, sign: str, bounds: Sequence[float], peak: float | None
 ) -> Markup:
     """Measured against required: a row per GPU, a line at each bound (`sign` "≥", "≤", "="), a mark at the peak."""
     shown = unit_name(unit)
-    top, height = 30, 30 + _ROW * len(dots) + 26
-    ticks = _ticks(0.0, max([dot.value for dot in dots] + list(bounds) + ([peak] if peak else [])) * 1.02)
-    scale = (WIDTH - _LEFT - _RIGHT) / (ticks[-1] or 1.0)
+    top, height = 36, 36 + _ROW * len(dots) + 26
+    most = max([dot.value for dot in dots] + list(bounds) + ([peak] if peak else [])) or 1.0
+    ticks = [tick for tick in _ticks(0.0, most) if tick <= most]
+    scale = (WIDTH - _LEFT - _RIGHT) / most
 
     def x(value: float) -> float:
-        return round(_LEFT + min(max(value, 0.0), ticks[-1]) * scale, 1)
+        return round(_LEFT + min(max(value, 0.0), most) * scale, 1)
 
     foot = height - 22
     parts = [_axis(x(tick), top - 4, foot, number(tick)) for tick in ticks]
     if peak:
         parts.append(f'<line class="peak" x1="{x(peak)}" x2="{x(peak)}" y1="{top - 4}" y2="{foot}"/>')
-        if all(abs(x(peak) - x(bound)) > 72 for bound in bounds):
+        if all(abs(x(peak) - x(bound)) > 60 for bound in bounds):
             parts.append(
                 f'<text class="tick" x="{x(peak)}" y="{top - 9}" text-anchor="middle">peak {number(peak)}</text>'
             )
@@ -54,7 +55,8 @@ def bullet(
         kind = "good" if dot.good else "bad"
         parts.append(
             f'<text class="label" x="{_LEFT - 8}" y="{y + 3.5}" text-anchor="end">{_clip(dot.label, 9)}</text>'
-            f'<line class="bar {kind}" x1="{_LEFT}" x2="{x(dot.value)}" y1="{y}" y2="{y}"/>{_mark(x(dot.value), y, dot.good)}'
+            f'<line class="bar {kind}" x1="{_LEFT}" x2="{x(dot.value)}" y1="{y}" y2="{y}"/>'
+            f"{_mark(x(dot.value), y, dot.good)}"
             f'<text class="value {kind}" x="{WIDTH}" y="{y + 3.5}" text-anchor="end">{number(dot.value)}</text>'
         )
     for bound in bounds:
@@ -66,40 +68,44 @@ def bullet(
     said = "; ".join(
         f"{plain(dot.label, 40)} {number(dot.value)}{'' if dot.good else ', not good enough'}" for dot in dots
     )
-    return _figure(f"{title}, {shown}" if shown else title, f"Required {needs}. Measured: {said}.", height, parts)
+    return _figure(
+        f"{title}, {shown}" if shown else title, f"Required {needs}. Measured: {said}.", (WIDTH, height), parts
+    )
 
 
 def trace(
-    title: str, unit: str, points: Sequence[tuple[float, float]], low: float, high: float, end: float, about: str
+    title: str, unit: str, points: Sequence[tuple[float, float]], *, low: float, high: float, end: float, about: str
 ) -> Markup:
     """A value over the load: `points` are (seconds, value), drawn between `low` and `high`, 0 and `end` seconds."""
-    height, top, left, right = 128, 26, 46, 8
+    height, top, left, right, width = 118, 26, 42, 12, 260
     foot = height - 24
     rows = _ticks(low, high, 3)
-    columns = [tick for tick in _ticks(0.0, end, 4) if tick <= end * 1.001]
+    columns = [tick for tick in _ticks(0.0, end, 3) if tick <= end * 1.001]
     span, tall = end or 1.0, (rows[-1] - rows[0]) or 1.0
 
     def x(t: float) -> float:
-        return round(left + (WIDTH - left - right) * min(max(t / span, 0.0), 1.0), 1)
+        return round(left + (width - left - right) * min(max(t / span, 0.0), 1.0), 1)
 
     def y(value: float) -> float:
         return round(foot - (foot - top) * min(max((value - rows[0]) / tall, 0.0), 1.0), 1)
 
     parts = [
-        f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y(row)}" y2="{y(row)}"/>'
+        f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(row)}" y2="{y(row)}"/>'
         f'<text class="tick" x="{left - 6}" y="{y(row) + 3.5}" text-anchor="end">{number(row)}</text>'
         for row in rows
     ]
     parts += [
-        f'<text class="tick" x="{x(tick)}" y="{height - 8}" text-anchor="middle">{number(tick)}{" s" if tick == columns[-1] else ""}</text>'
+        f'<text class="tick" x="{x(tick)}" y="{height - 8}" text-anchor="middle">{number(tick)}'
+        f"{' s' if tick == columns[-1] else ''}</text>"
         for tick in columns
     ]
     line = " ".join(f"{x(t)},{y(value)}" for t, value in thin(points))
     parts.append(f'<polyline class="trace" points="{line}"/>')
     values = [value for _, value in points]
     shown = unit_name(unit)
-    said = f"{plain(about, 40)}: {number(min(values))} to {number(max(values))} {shown} over {number(end)} s, {len(points)} samples."
-    return _figure(f"{title}, {shown}" if shown else title, said, height, parts)
+    reach = f"{number(min(values))} to {number(max(values))} {shown}"
+    said = f"{plain(about, 40)}: {reach} over {number(end)} s, {len(points)} samples."
+    return _figure(f"{title}, {shown}" if shown else title, said, (width, height), parts)
 
 
 def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -142,11 +148,12 @@ def _mark(x: float, y: float, good: bool) -> str:
     return f'<path class="dot bad" d="M{x - 4} {y - 4}l8 8m0 -8l-8 8"/>'
 
 
-def _figure(title: str, description: str, height: float, parts: Sequence[str]) -> Markup:
+def _figure(title: str, description: str, size: tuple[float, float], parts: Sequence[str]) -> Markup:
     name = escape(plain(title, 80))
     return Markup(  # noqa: S704 - every text in `parts` is a number or has been escaped
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img"><title>{name}</title>'
-        f'<desc>{escape(description)}</desc><text class="name" x="0" y="11">{_clip(title, 52)}</text>{"".join(parts)}</svg>'
+        f'<svg class="plot" viewBox="0 0 {size[0]:g} {size[1]:g}" role="img"><title>{name}</title>'
+        f"<desc>{escape(description)}</desc>"
+        f'<text class="name" x="0" y="11">{_clip(title, 52)}</text>{"".join(parts)}</svg>'
     )
 
 

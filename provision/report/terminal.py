@@ -31,7 +31,7 @@ _SIGNS: Mapping[LinkState, tuple[str, str]] = {
     "holds": ("✓", "green"),
     "broken": ("✗", "bold red"),
     "unknown": ("?", "bold magenta"),
-    "not_applicable": ("–", "dim"),
+    "not_applicable": ("~", "dim"),
     "not_reached": ("·", "dim"),
 }
 
@@ -134,8 +134,8 @@ def _problems(host: HostReport, problems: list[Verdict]) -> Table:
         table.add_row(
             Text(one.status, _STYLES[one.status]),
             what,
-            _text(measured(one.measurement) if one.measurement else "–", limit=80),
-            _text(one.required or "–", limit=80),
+            _text(measured(one.measurement) if one.measurement else "-", limit=80),
+            _text(one.required or "-", limit=80),
             why,
         )
     return table

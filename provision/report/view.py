@@ -109,13 +109,13 @@ def labels_text(measurement: Measurement | None) -> str:
 
 
 def gpus_text(host: HostReport) -> str:
-    """ "4 × NVIDIA H200", by model."""
+    """How many of which model: 4 x NVIDIA H200."""
     models = Counter(gpu.name for gpu in host.gpus)
-    return ", ".join(f"{count} × {name}" for name, count in models.items()) or "no GPU seen"
+    return ", ".join(f"{count} x {name}" for name, count in models.items()) or "no GPU seen"
 
 
 def tally(found: Mapping[Status, int]) -> str:
-    """ "2 FAIL, 118 PASS": the counts that are not zero."""
+    """The counts that are not zero: 2 FAIL, 118 PASS."""
     return ", ".join(f"{number(count)} {status}" for status, count in found.items() if count) or "no verdict"
 
 
