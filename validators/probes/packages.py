@@ -21,7 +21,7 @@ def parse_status(text: str) -> Dict[str, str]:
     """The same from the file's text. A package that is removed, half-installed or garbled is left out."""
     found = {}
     for paragraph in text.split("\n\n"):
-        if "\nStatus: install ok installed\n" not in paragraph:
+        if not re.search(r"^Status: (?:install|hold) ok installed$", paragraph, re.MULTILINE):
             continue
         name = re.match(r"\s*Package: (\S+)$", paragraph, re.MULTILINE)
         version = re.search(r"^Version: (\S+)$", paragraph, re.MULTILINE)

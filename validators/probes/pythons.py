@@ -84,7 +84,8 @@ def candidates(plan: Plan, framework: str, environ: Optional[Mapping[str, str]] 
     if named:
         return [Candidate(named, f"named by bringup_{framework}_python")]
     return _distinct(
-        [Candidate(f"{VENVS}/{framework}/bin/python3", "made by the frameworks role")]
+        [Candidate(path, f"named by bringup_{other}_python") for other, path in sorted(plan.pythons.items())]
+        + [Candidate(f"{VENVS}/{framework}/bin/python3", "made by the frameworks role")]
         + [Candidate(f"{environ[name]}/bin/python3", f"${name}") for name in ("VIRTUAL_ENV",) if environ.get(name)]
         + [Candidate(sys.executable, "runs this bundle")]
         + [Candidate(f"{folder}/python3", "python3 on PATH") for folder in environ.get("PATH", "").split(":") if folder]

@@ -65,9 +65,10 @@ class Files:
     def exists(self, path: str) -> bool:
         """Whether there is such a file, folder or device (links followed)."""
         try:
-            return self._place(path).exists()
+            self._place(path).stat()
         except OSError:
             return False
+        return True
 
     def is_device(self, path: str) -> bool:
         """Whether it is a character device. In a recorded tree an ordinary file stands for one."""
@@ -103,7 +104,7 @@ class Files:
                 continue
             links += 1
             if links > _MAX_LINKS:
-                break
+                return path
             if target.startswith("/"):
                 done = []
             parts = [piece for piece in target.split("/") if piece] + parts

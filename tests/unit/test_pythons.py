@@ -1,0 +1,117 @@
+"""Interpreters are real ones: this test's own, and small scripts that stand for venvs."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+from validators.checks import software
+from validators.probes import pythons
+from validators.schema import NOT_APPLICABLE, Plan
+
+from tests.unit.host_tree import Measured, context  # isort: skip
+
+
+def plan(**named: str) -> Plan:
+    return Plan((), 60.0, named)
+
+
+def venv(root: Path, *distributions: str) -> str:
+    """A Python that sees these distributions, by metadata alone: importing them would fail."""
+    site = root / "site"
+    for one in distributions:
+        (site / f"{one}.dist-info").mkdir(parents=True)
+    (root / "bin").mkdir(parents=True)
+    python = root / "bin" / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} -S "$@"\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return str(python)
+
+
+def test_a_named_interpreter_is_the_only_one_looked_at(tmp_path: Path):
+    named = venv(tmp_path, "torch-2.11.0+cu130")
+
+    assert [one.path for one in pythons.candidates(plan(torch=named), "torch")] == [named]
+    assert pythons.find_python(plan(torch=named), "torch") == named
+
+
+def test_a_named_interpreter_without_the_framework_is_not_replaced_by_another(tmp_path: Path):
+    named = venv(tmp_path, "numpy-2.0.0")
+
+    assert pythons.find_python(plan(torch=named), "torch") is None
+    told = pythons.explain(plan(torch=named), "torch")
+    assert f"{named} (named by bringup_torch_python): Python" in told
+    assert "bringup_torch_python=/path/to/python3" in told
+
+
+def test_a_named_interpreter_that_is_not_there_says_so():
+    told = pythons.explain(plan(torch="/no/such/python3"), "torch")
+
+    assert "/no/such/python3 is not there" in told
+
+
+def test_the_active_environment_comes_before_the_path(tmp_path: Path):
+    active, on_path = venv(tmp_path / "a", "torch-2.11.0"), venv(tmp_path / "b", "torch-2.9.0")
+    environ = {"VIRTUAL_ENV": str(tmp_path / "a"), "PATH": f"relative:{tmp_path / 'b' / 'bin'}:/nowhere"}
+
+    found = pythons.candidates(plan(), "torch", environ)
+
+    paths = [one.path for one in found]
+    assert paths.index(active) < paths.index(on_path)
+    assert not any(one.path.startswith("relative") for one in found)
+
+
+def test_a_folder_that_is_a_link_to_another_is_looked_at_once(tmp_path: Path):
+    venv(tmp_path / "usr")
+    (tmp_path / "bin").symlink_to(tmp_path / "usr" / "bin")
+    environ = {"PATH": f"{tmp_path / 'usr' / 'bin'}:{tmp_path / 'bin'}"}
+
+    found = [one.path for one in pythons.candidates(plan(), "torch", environ) if str(tmp_path) in one.path]
+
+    assert len(found) == 1
+
+
+def test_versions_come_from_metadata_without_an_import(tmp_path: Path):
+    python = venv(tmp_path, "torch-2.11.0+cu130", "keras-3.11.3", "opencv_python_headless-4.12.0.88", "jax-0.7.2")
+
+    (found,) = pythons.inspect([pythons.Candidate(python, "test")])
+
+    assert not found.problem
+    assert found.version_of("torch") == "2.11.0+cu130"
+    assert found.version_of("keras") == "3.11.3"
+    assert found.version_of("opencv") == "4.12.0.88"
+    assert found.version_of("tensorflow") == ""
+
+
+def test_an_interpreter_that_prints_garbage_is_a_problem(tmp_path: Path):
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\necho Welcome; echo '[1, 2'\n")
+    python.chmod(0o755)
+
+    (found,) = pythons.inspect([pythons.Candidate(str(python), "test")])
+
+    assert "something else" in found.problem
+
+
+def test_an_interpreter_that_hangs_is_ended(tmp_path: Path):
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nexec sleep 600\n")
+    python.chmod(0o755)
+
+    (found,) = pythons.inspect([pythons.Candidate(str(python), "test")], timeout_s=0.5)
+
+    assert "did not end" in found.problem
+
+
+def test_the_check_reports_each_framework_or_its_absence(tmp_path: Path):
+    torch, other = venv(tmp_path / "t", "torch-2.11.0"), venv(tmp_path / "o", "numpy-2.0.0")
+    ctx, records = context("software", plan(torch=torch, tensorflow=other, jax=other))
+
+    software._frameworks(ctx)
+
+    found = Measured(records)
+    assert found.value("framework_version", framework="torch") == "2.11.0"
+    assert found.one("framework_version", framework="torch").labels["python"] == torch
+    assert found.one("framework_version", framework="tensorflow").absence == NOT_APPLICABLE
+    assert other in found.one("framework_version", framework="tensorflow").note
