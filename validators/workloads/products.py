@@ -74,8 +74,8 @@ class Pair:
         x, y = kind.draw(n, device, seed), kind.draw(n, device, seed + 1)
         self._factors = ((x, kind.right(y)), (y, kind.right(x)))
         self.out = kind.empty(n, n, device)
-        self.deterministic = [0, 0]
-        """Products that the device gets wrong each time: wrong elements or rows in each."""
+        self.deterministic = [False, False]
+        """Whether the device gets this product wrong each time."""
 
     def multiply(self, which: int) -> None:
         """Queue product 0 or 1 into `out`."""
@@ -86,31 +86,33 @@ class Pair:
         """Verify both products by other arithmetic, see whether their bits repeat, and give what verifies the rest."""
         bits = Bits(self.out, seed)
         near = Nearness(self.kind.roundoff, self.kind.absolute(self.n), self.n)
-        room = bits.room(self.device)
-        repeats = True
-        for which, (left, right) in enumerate(self._factors):
-            self.multiply(which)
-            finding = self.kind.check(left, right, self.out, seed)
-            if finding.wrong:
-                run.notes.append(
-                    f"the reference product {which} is wrong in {finding.wrong} places from row {finding.first_row}"
-                )
-            self.deterministic[which] = finding.wrong
-            run.verified += 1
-            run.wrong += bool(finding.wrong)
-            run.margin = max(run.margin, finding.worst)
-            bits.learn(self.out)
         for which in (0, 1):
-            self.multiply(which)
-            bits.record(which, self.out, room)
-            if bits.bad_rows(which, room):
-                left, right = self._factors[which]
-                finding = self.kind.check(left, right, self.out, seed)
-                run.wrong += bool(finding.wrong)
-                repeats = False
-            run.verified += 1
+            right = self._checked(which, run, seed) or self._checked(which, run, seed)  # once more, after a wrong one
+            self.deterministic[which] = not right
+            bits.learn(self.out)
             near.learn(self.out)
+        repeats = True
+        room = bits.room(self.device)
+        for which in (0, 1):
+            right = self._checked(which, run, seed)
+            bits.record(which, self.out, room)
+            if right and not self.deterministic[which] and bits.bad_rows(which, room):
+                repeats = False  # right both times, and not the same bits
         return bits if repeats else near
+
+    def _checked(self, which: int, run: Run, seed: int) -> bool:
+        """Run a product and verify it by other arithmetic."""
+        self.multiply(which)
+        finding = self.kind.check(*self._factors[which], self.out, seed)
+        run.verified += 1
+        run.margin = max(run.margin, finding.worst)
+        if finding.wrong:
+            run.wrong += 1
+            run.notes.append(
+                f"product {run.verified}, checked by other arithmetic, is wrong in {finding.wrong} places "
+                f"from row {finding.first_row}"
+            )
+        return not finding.wrong
 
 
 def measure(kind: Kind, n: int, device: torch.device, seconds: float, seed: int = 7) -> Run:

@@ -1,0 +1,255 @@
+"""Timed products with faults planted in the device's arithmetic: each one must be counted as wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from validators.workloads import exact, products, sizing
+from validators.workloads.kinds import Kind, kinds, whole_precision
+
+CPU = torch.device("cpu")
+N = 128
+Fault = Callable[[int, Tensor], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty(Kind):
+    """A format whose device gets products wrong: `fault(number of the product, product)`."""
+
+    fault: Fault = lambda _number, _out: None
+    skips: Callable[[int], bool] = lambda _number: False
+    calls: list[int] = dataclasses.field(default_factory=list)
+
+    def multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        self.calls.append(1)
+        number = len(self.calls)
+        if not self.skips(number):
+            super().multiply(left, right, out)
+            self.fault(number, out)
+
+
+def faulty(name: str, fault: Fault = lambda *_: None, skips: Callable[[int], bool] = lambda _: False) -> Faulty:
+    kind = kinds()[name]
+    values = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
+    return Faulty(**values, fault=fault, skips=skips)
+
+
+def run(kind: Kind, n: int = N, seconds: float = 0.02) -> products.Run:
+    whole_precision()
+    return products.measure(kind, n, CPU, seconds)
+
+
+def on(numbers: set[int], change: Callable[[Tensor], None]) -> Fault:
+    return lambda number, out: change(out) if number in numbers else None
+
+
+def flip(bit: int, row: int = 5, column: int = 9) -> Callable[[Tensor], None]:
+    def change(out: Tensor) -> None:
+        raw = out.view(torch.uint8).view(-1)
+        raw[(row * out.shape[1] + column) * out.element_size() + bit // 8] ^= 1 << bit % 8
+
+    return change
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_a_healthy_device_has_no_wrong_product_and_a_rate(name: str) -> None:
+    found = run(kinds()[name])
+    assert found.wrong == 0
+    assert found.notes == []
+    assert found.times
+    assert found.verified >= len(found.times)
+    assert 0 < found.rate(0.1) <= found.rate(0.5) <= found.rate(0.9)
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_one_flipped_bit_in_one_timed_product_is_one_wrong_product(name: str) -> None:
+    for bit in (0, 3, 7):  # the lowest mantissa bits: far below any tolerance
+        found = run(faulty(name, on({7}, flip(bit))))
+        assert found.wrong == 1, bit
+        assert found.notes[0].startswith("product 7 differs from row ")
+
+
+def test_several_wrong_products_are_all_counted() -> None:
+    found = run(faulty("fp32", on({6, 8, 9}, flip(1))))
+    assert found.wrong == 3
+
+
+def test_the_same_wrong_answer_each_time_is_wrong_each_time() -> None:
+    def negate(_number: int, out: Tensor) -> None:
+        out[3, 4] = -out[3, 4]
+
+    found = run(faulty("bf16", negate))
+    assert found.wrong == found.verified
+    assert "product 1, checked by other arithmetic, is wrong in 1 places from row 3" in found.notes[0]
+
+
+def test_a_product_that_does_not_run_is_found() -> None:
+    found = run(faulty("fp32", skips=lambda number: number == 8))
+    assert found.wrong == 1
+
+
+def test_products_that_stop_running_altogether_are_found() -> None:
+    found = run(faulty("fp32", skips=lambda number: number > 6))
+    assert found.wrong >= (found.verified - 6) // 2
+
+
+def test_a_product_of_which_half_is_written_is_found() -> None:
+    whole = kinds()["fp32"]
+
+    class Half(Faulty):
+        def multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+            self.calls.append(1)
+            if len(self.calls) == 10:
+                torch.mm(left[: N // 2], right, out=out[: N // 2])
+            else:
+                torch.mm(left, right, out=out)
+
+    values = {field.name: getattr(whole, field.name) for field in dataclasses.fields(whole)}
+    found = run(Half(**values))
+    assert found.wrong == 1
+
+
+def restless(number: int, out: Tensor) -> None:
+    """A library that rounds differently from call to call."""
+    out[:, number % N] += 1e-6
+
+
+def test_a_library_that_does_not_repeat_its_bits_is_verified_within_the_tolerance() -> None:
+    found = run(faulty("fp32", restless))
+    assert found.method == "tolerance"
+    assert found.wrong == 0
+
+
+def test_a_wrong_element_is_found_where_the_library_does_not_repeat_its_bits() -> None:
+    def fault(number: int, out: Tensor) -> None:
+        restless(number, out)
+        if number == 9:
+            out[17, 3] += 1
+
+    found = run(faulty("fp32", fault))
+    assert found.method == "tolerance"
+    assert found.wrong == 1
+    assert "row 17 to 17" in found.notes[0]
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_product_that_goes_wrong_before_the_timing_is_one_wrong_product(number: int) -> None:
+    found = run(faulty("bf16", on({number}, lambda out: out[2].zero_())))
+    assert found.wrong == 1
+    assert found.method == "checksums"
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_the_exact_integer_product_is_right_to_the_last_bit(name: str) -> None:
+    whole_precision()
+    assert exact.ExactInteger(CPU).wrong(kinds()[name]) == ""
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_the_exact_integer_product_finds_one_wrong_bit(name: str) -> None:
+    whole_precision()
+    kind = kinds()[name]
+    # The lowest bit of a bf16 near 1 is 1/128: flip one that whole numbers have.
+    found = exact.ExactInteger(CPU).wrong(faulty(name, lambda _number, out: flip(8 * kind.output.itemsize - 1)(out)))
+    found_low = exact.ExactInteger(CPU).wrong(faulty(name, lambda _number, out: flip(0)(out)))
+    assert f"{name}: 1 of {512 * 512} elements are wrong" in found
+    assert f"{name}: 1 of {512 * 512} elements are wrong" in found_low
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_every_partial_sum_is_exact_at_the_size_that_gpus_run(name: str) -> None:
+    kind = kinds()[name]
+    largest, limit = exact.bounds(kind, exact.SIZE)
+    assert largest <= limit
+    exact.answer(kind, 1024)  # raises where an element does not fit its output
+
+
+def test_numbers_too_large_to_be_exact_are_refused() -> None:
+    kind = dataclasses.replace(kinds()["fp32"], exact_magnitude=400)
+    with pytest.raises(ValueError, match="not exact"):
+        exact.answer(kind, 512)
+    with pytest.raises(ValueError, match="does not fit"):
+        exact.answer(dataclasses.replace(kinds()["bf16"], exact_magnitude=9), 512)
+
+
+def test_a_wrong_known_answer_is_told() -> None:
+    assert exact.known_answer(list(kinds().values()), CPU) == []
+
+
+GIB = 2**30
+FAST, SLOW = 7e14, 2.5e11
+
+
+@pytest.mark.parametrize(
+    ("name", "free_gib", "rate", "expected"),
+    [
+        ("bf16", 139, FAST, 16384),
+        ("bf16", 22, 1.2e14, 12288),  # L4: patience, not memory
+        ("bf16", 3.5, FAST, 8192),
+        ("fp64", 139, 6e13, 8192),
+        ("fp64", 15, SLOW, 1024),  # T4: double precision at 0.25 TFLOP/s
+        ("fp32", 3.5, 1e13, 6144),
+        ("int8", 180, 4e15, 16384),
+    ],
+)
+def test_the_size_follows_memory_and_patience(name: str, free_gib: float, rate: float, expected: int) -> None:
+    assert next(sizing.sizes(kinds()[name], int(free_gib * GIB), rate)) == expected
+
+
+def test_sizes_go_down_and_fit_the_memory() -> None:
+    kind = kinds()["fp32"]
+    tried = list(sizing.sizes(kind, 4 * GIB, 1e15))
+    assert tried == sorted(tried, reverse=True)
+    assert all(n * n * kind.bytes_each < 4 * GIB for n in tried)
+
+
+def test_a_size_that_was_asked_for_comes_first() -> None:
+    assert next(sizing.sizes(kinds()["bf16"], 100 * GIB, FAST, 5120)) == 5120
+
+
+def out_of_memory(above: int) -> tuple[list[int], Callable[[Kind, int, torch.device, float], products.Run]]:
+    tried: list[int] = []
+
+    def attempt(_kind: Kind, n: int, _device: torch.device, _seconds: float) -> products.Run:
+        tried.append(n)
+        if n > above:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 512 MiB.\nmore")
+        return products.Run(n)
+
+    return tried, attempt
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(sizing, "probe", lambda _kind, _device: FAST)
+    return torch.device("cuda")
+
+
+def test_a_size_for_which_memory_runs_out_gives_way_to_the_next(gpu: torch.device) -> None:
+    tried, attempt = out_of_memory(above=6144)
+    found = sizing.largest(kinds()["bf16"], gpu, 1.0, 0, memory=(100 * GIB, 141 * GIB), run_one=attempt)
+    assert found.n == 6144
+    assert tried == [16384, 12288, 8192, 6144]
+
+
+def test_memory_held_by_somebody_else_is_an_error_that_says_so(gpu: torch.device) -> None:
+    tried, attempt = out_of_memory(above=0)
+    with pytest.raises(MemoryError, match=r"out of memory on the GPU: 0\.5 GiB of 141\.0 GiB were free.*nvidia-smi"):
+        sizing.largest(kinds()["bf16"], gpu, 1.0, 0, memory=(GIB // 2, 141 * GIB), run_one=attempt)
+    assert tried == []  # a product that small would measure the launch
+
+
+def test_memory_that_runs_out_at_every_size_is_an_error_with_cudas_words(gpu: torch.device) -> None:
+    tried, attempt = out_of_memory(above=0)
+    with pytest.raises(MemoryError, match="at 2048 x 2048: CUDA out of memory"):
+        sizing.largest(kinds()["bf16"], gpu, 1.0, 0, memory=(100 * GIB, 141 * GIB), run_one=attempt)
+    assert tried[-1] == sizing.LEAST
+
+
+def test_the_probe_gives_a_rate() -> None:
+    assert sizing.probe(kinds()["fp32"], CPU) > 1e8
