@@ -6,9 +6,10 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, cast
@@ -166,10 +167,14 @@ def _measure(
     selection: Selection, options: CheckOptions, criteria: Sequence[Path], runs: Path | None
 ) -> tuple[Report, RunDirectory]:
     """Every mistake of the user's comes to light before the first host is touched. `runs` None: a temporary run."""
-    hosts = select_hosts(selection)
-    bundle = build_bundle()
-    catalogue = load_catalogue(bundle)
-    thresholds = load(criteria, catalogue)
+    with ThreadPoolExecutor(1) as reader:  # Ansible reads inventories in a child: half a second to use meanwhile
+        reading = reader.submit(select_hosts, selection)
+        import_module("provision.transport.ssh")
+        import_module("provision.report.as_html")
+        bundle = build_bundle()
+        catalogue = load_catalogue(bundle)
+        thresholds = load(criteria, catalogue)
+        hosts = reading.result()
     thresholds.for_hosts(hosts, catalogue)
     choice = Choice(
         only=options.only,
