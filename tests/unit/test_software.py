@@ -232,7 +232,10 @@ def test_the_toolkit_of_usr_local_cuda_comes_first_and_others_beside_it(tmp_path
     assert host.value("cuda_toolkit_other") == "10.2.89"
 
 
-NVCC = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.0, V13.0.88\nBuild cuda_13.0.r13.0/compiler.36424714_0\n"
+NVCC = """nvcc: NVIDIA (R) Cuda compiler driver
+Cuda compilation tools, release 13.0, V13.0.88
+Build cuda_13.0.r13.0/compiler.36424714_0
+"""
 
 
 def test_tools_without_a_package_are_asked_for_their_version(tmp_path: Path):
