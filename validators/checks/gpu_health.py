@@ -70,8 +70,7 @@ _STATE = (
     Metric("memory_temperature", "celsius", "of the memory"),
     Metric("memory_temperature_margin", "celsius", "left to the memory's limit"),
     Metric("power", "W", "drawn now"),
-    Metric("power_limit", "W", "in force"),
-    Metric("power_limit_default", "W", "that the card is shipped with"),
+    Metric("power_limit", "W", "in force; label default: what the card is shipped with, in watts"),
     Metric("power_limit_fraction", "ratio", "limit in force of the default"),
     Metric("sm_clock", "MHz", "of the SMs now"),
     Metric("memory_clock", "MHz", "of the memory now"),
@@ -130,10 +129,13 @@ def gpu_health(ctx: Context) -> None:
             if not gpus:
                 raise NvmlFailure("no_gpu", "; ".join(one.note for one in lost) or "NVML counts no GPU")
     except NvmlFailure:
-        _host(ctx, log, why, addresses)
-        if not lost and not _gpus_on_bus():
-            raise Skip("no NVIDIA GPU on the PCI bus") from None
-        raise
+        if lost or _gpus_on_bus():
+            _host(ctx, log, why, addresses)
+            raise
+        # A clean log of a host without a GPU is nothing to be judged; a fault in it is.
+        for event in xid.xids(log.lines) if log is not None else ():
+            _event(ctx, "xid", event, HOST)
+        raise Skip("no NVIDIA GPU on the PCI bus") from None
     _host(ctx, log, why, addresses)
 
 

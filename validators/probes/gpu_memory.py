@@ -84,12 +84,14 @@ def _retirement(gpu: Gpu) -> Iterator[Found]:
     corrected, uncorrected = (_length(gpu.get("GetRetiredPages", cause)) for cause in (0, 1))
     yield Found("retired_pages_corrected", corrected)
     yield Found("retired_pages_uncorrected", uncorrected)
-    absent = next((one for one in (corrected, uncorrected) if isinstance(one, Absent)), None)
-    yield Found("retired_pages", absent or int(corrected) + int(uncorrected))
+    if isinstance(corrected, Absent) or isinstance(uncorrected, Absent):
+        yield Found("retired_pages", corrected if isinstance(corrected, Absent) else uncorrected)
+    else:
+        yield Found("retired_pages", corrected + uncorrected)
     yield Found("page_retirement_pending", flag(gpu.get("GetRetiredPagesPendingStatus")))
 
 
-def _length(answer: Any) -> Reading:
+def _length(answer: Any) -> Union[int, Absent]:
     return answer if isinstance(answer, Absent) else len(answer)
 
 

@@ -114,8 +114,8 @@ def _minus(limit: Any, now: Any) -> Union[int, float, Absent]:
 def _power(gpu: Gpu) -> Iterator[Found]:
     limit, default = gpu.get("GetEnforcedPowerLimit"), gpu.get("GetPowerManagementDefaultLimit")
     yield Found("power", number(gpu.get("GetPowerUsage"), 1000))  # milliwatts
-    yield Found("power_limit", number(limit, 1000))
-    yield Found("power_limit_default", number(default, 1000))
+    labels = {} if isinstance(default, Absent) else {"default": f"{default / 1000:g}"}
+    yield Found("power_limit", number(limit, 1000), labels)
     yield Found("power_limit_fraction", _ratio(limit, default))
 
 
