@@ -42,7 +42,7 @@ Exit status: 0 every check ran or does not apply here, 2 wrong usage, 3 a check 
 
 def command(argv: List[str]) -> int:
     """Do what a person typed; returns the exit status."""
-    if argv[:1] in (["-h"], ["--help"], ["help"]) or argv[1:] in (["-h"], ["--help"]):
+    if not argv or argv[:1] in (["-h"], ["--help"], ["help"]) or argv[1:] in (["-h"], ["--help"]):
         sys.stdout.write(HELP + "\nChecks: " + ", ".join(checks.names()) + "\n")
         return 0
     if argv == ["describe"]:
