@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from provision.criteria.model import Criterion, Fraction
 from provision.criteria.physics import GpuFacts, figure
 from provision.criteria.rules import Required, has_unit, holds, in_words
+from provision.criteria.xid import meaning_of
 from provision.report.model import Status, Verdict
 from validators.schema import HOST, NOT_APPLICABLE, Measurement, Scalar
 
@@ -57,6 +58,10 @@ def _compare(criterion: Criterion, measurement: Measurement, value: Scalar, requ
         status, step = criterion.severity, criterion.advice
         note = f" ({measurement.note[:300]})" if measurement.note else ""
         reason = f"{shown}{note}; required: {words}, because {criterion.because}"
+        told = meaning_of(measurement)
+        if told is not None:  # an XID: its table says how bad it is, and what to do
+            status = told.severity if criterion.severity == "FAIL" else criterion.severity
+            reason, step = f"{shown}: {told.text}{note}; required: {words}", told.advice
     return _verdict(status, criterion, measurement, reason, required=words, value=asked, step=step)
 
 

@@ -221,3 +221,13 @@ def test_nvswitches_and_gpus_that_did_not_start_are_told_by_the_log() -> None:
 def _xids() -> str:
 
     return (LOGS / "xids.txt").read_text()
+
+
+def test_the_verdict_on_an_xid_tells_its_meaning_the_line_and_what_to_do() -> None:
+    measured = h200_host(1, log=log_with(79, 94))
+    failed, warned = measured.verdicts("FAIL")[0], measured.verdicts("WARN")[0]
+    assert failed.reason.startswith("79: GPU has fallen off the bus (ROBUST_CHANNEL_GPU_HAS_FALLEN_OFF_THE_BUS)")
+    assert "pid=1122" in failed.reason
+    assert "power the machine off and on" in failed.next_step
+    assert "Contained memory error" in warned.reason
+    assert "restart that" in warned.next_step

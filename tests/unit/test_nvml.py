@@ -119,3 +119,13 @@ def test_pci_addresses_are_written_as_sysfs_writes_them(given: str, sysfs: str) 
 
 def test_an_older_binding_that_answers_in_bytes_gives_text() -> None:
     assert nvml.text(b"NVIDIA H200") == "NVIDIA H200"
+
+
+@pytest.mark.parametrize("mark", [2**32 - 1, 2**64 - 1])
+def test_nvmls_mark_for_no_value_is_unknown_and_not_a_huge_number(mark: int) -> None:
+    for answer in (nvml.number(mark), nvml.number(mark, 1000)):
+        assert isinstance(answer, Absent)
+        assert answer.kind == UNKNOWN
+    with session(h200(1, {"field(gpu0,179,0)": entry(mark)})) as open_session:
+        found = open_session.gpus()[0][0].fields([(179, 0)])[179, 0]
+    assert isinstance(found, Absent)

@@ -167,7 +167,7 @@ def _nvlink(gpu: Gpu, expected: bool) -> Iterator[Found]:
     if up or expected:
         yield Found("nvlink_active_fraction", len(up) / len(every))
     else:
-        note = "every link is off: a card without a bridge or baseboard; expect_nvlinks judges it if it should have one"
+        note = "every link is off, on every GPU, and there is no fabric: cards without a bridge"
         yield Found("nvlink_active_fraction", Absent(NOT_APPLICABLE, note))
     ids = [(field, link) for _, field in LINK_ERRORS for link in every] + [(FIELD_SPEED, link) for link in up]
     values = gpu.fields(ids)

@@ -29,6 +29,9 @@ LIB_RM_VERSION_MISMATCH = 18
 VGPU_ECC_NOT_SUPPORTED = 22
 ARGUMENT_VERSION_MISMATCH = 25
 
+NOT_AVAILABLE = (2**32 - 1, 2**64 - 1)
+"""NVML_VALUE_NOT_AVAILABLE is -1, seen through an unsigned number of 32 or 64 bits."""
+
 FIELDS_AT_ONCE = 32
 
 _CAUSES: Mapping[int, Tuple[str, str]] = {
@@ -121,7 +124,7 @@ class Nvml:
         member = {1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal"}.get(entry.valueType)
         if member is None or not hasattr(entry.value, member):
             return Absent(UNKNOWN, f"{name}: the driver left the entry empty")
-        return int(getattr(entry.value, member))
+        return _whole(getattr(entry.value, member), name)
 
     def driver_version(self) -> Union[str, Absent]:
         """Such as "580.159.04"."""
@@ -212,6 +215,10 @@ def absent(name: str, problem: Any) -> Absent:
     return Absent(kind, f"{name}: {problem}", code)
 
 
+def _whole(value: int, name: str) -> Union[int, Absent]:
+    return Absent(UNKNOWN, f"{name}: {value} is NVML's mark for no value") if value in NOT_AVAILABLE else int(value)
+
+
 def text(answer: Any) -> Union[str, Absent]:
     """A string answer; older bindings give bytes."""
     return answer if isinstance(answer, Absent) else _string(answer)
@@ -221,6 +228,8 @@ def number(answer: Any, divide: int = 1) -> Union[int, float, Absent]:
     """A number answer in another unit: `divide` is how many of NVML's units make one of ours."""
     if isinstance(answer, Absent):
         return answer
+    if answer in NOT_AVAILABLE:
+        return Absent(UNKNOWN, f"NVML answers {answer}, its mark for no value")
     return int(answer) if divide == 1 else float(answer) / divide
 
 
