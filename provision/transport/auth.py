@@ -149,12 +149,24 @@ def authenticate(connection: paramiko.Transport, endpoint: Endpoint, ask: AskSec
             unusable.append("the host then hung up (too many keys offered? IdentitiesOnly yes limits them)")
         except EOFError:
             raise ConnectError(f"{endpoint.who}: the host closed the connection during authentication") from None
-    raise AuthenticationError(
-        f"{endpoint.who}: {endpoint.hostname} port {endpoint.port} refused every key for user {endpoint.user}: "
-        + ("; ".join(offered) if offered else "there was none to offer")
-        + (f" (not offered: {'; '.join(unusable)})" if unusable else ""),
-        hint="name user and key in the inventory (ansible_user, ansible_ssh_private_key_file), or put the key there: "
-        f"ssh-copy-id -p {endpoint.port} {endpoint.user}@{endpoint.hostname}",
+    raise _refused(endpoint, offered, unusable)
+
+
+def _refused(endpoint: Endpoint, offered: list[str], unusable: list[str]) -> AuthenticationError:
+    where = f"{endpoint.hostname} port {endpoint.port}"
+    said = (
+        f"{where} refused every key for user {endpoint.user}: {'; '.join(offered)}"
+        if offered
+        else f"no key could be offered to {where} for user {endpoint.user}"
+    )
+    hint = (
+        "name user and key in the inventory (ansible_user, ansible_ssh_private_key_file), or put the key there: "
+        f"ssh-copy-id -p {endpoint.port} {endpoint.user}@{endpoint.hostname}"
+    )
+    if any(_LOCKED in one for one in unusable):
+        hint = "unlock the key first (ssh-agent, then ssh-add), or run it on a terminal; or " + hint
+    return AuthenticationError(
+        f"{endpoint.who}: {said}" + (f" (not offered: {'; '.join(unusable)})" if unusable else ""), hint
     )
 
 

@@ -158,8 +158,8 @@ def _endpoint(who: str, destination: str, given: Mapping[str, list[str]], *, hop
     port = _number(who, "Port", option("port", "22"))
     identities = [*given.get("identityfile", []), *_texts(config.get("identityfile"))]
     jump, command = _proxy(given, config)
-    if command:
-        command = _expand_command(who, command, {"h": hostname, "p": str(port), "r": user, "n": destination})
+    tokens = {"h": hostname, "p": str(port), "r": user, "n": destination}
+    jump, command = _expand(who, jump, tokens), _expand(who, command, tokens)
     home = str(Path.home())
     timeout = option("connecttimeout")
     families = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
@@ -200,20 +200,24 @@ def _proxy(given: Mapping[str, list[str]], config: Mapping[str, object]) -> tupl
     return "", ""
 
 
-def _expand_command(who: str, command: str, tokens: Mapping[str, str]) -> str:
-    """ProxyCommand with %h, %p, %r, %n filled in. It goes through a shell, so no odd names may go in."""
+def _expand(who: str, text: str, tokens: Mapping[str, str]) -> str:
+    """ProxyCommand and ProxyJump, tokens filled in. The first goes through a shell, so no odd names may go in."""
 
     def token(match: re.Match[str]) -> str:
         if match[1] == "%":
             return "%"
         if match[1] not in tokens:
-            raise ConnectError(f"{who}: ProxyCommand has the token %{match[1]}, which bringup does not know")
+            raise ConnectError(
+                f"{who}: ProxyCommand or ProxyJump has the token %{match[1]}, which bringup does not know"
+            )
         value = tokens[match[1]]
         if not _SAFE_NAME.fullmatch(value) or value.startswith("-"):
-            raise ConnectError(f"{who}: {value!r} cannot go into ProxyCommand: a shell could read it as a command")
+            raise ConnectError(
+                f"{who}: {value!r} cannot go into ProxyCommand or ProxyJump: a shell could read it as a command"
+            )
         return value
 
-    return re.sub(r"%(.)", token, command)
+    return re.sub(r"%(.)", token, text)
 
 
 def _split_destination(who: str, text: str) -> tuple[str, str, str]:

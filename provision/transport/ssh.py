@@ -71,7 +71,10 @@ class SshTransport:
         try:
             connection.start_client(timeout=left)
         except IncompatiblePeer as problem:
-            raise ConnectError(f"{endpoint.who}: no common SSH algorithm: {problem}") from None
+            raise ConnectError(
+                f"{endpoint.who}: no common SSH algorithm: {problem}",
+                hint="its SSH server is old, or allows too little (KexAlgorithms, HostKeyAlgorithms, Ciphers there)",
+            ) from None
         except (paramiko.SSHException, EOFError, OSError) as problem:
             raise _no_ssh(endpoint, connection, problem, timeout_s) from None
         if not connection.initial_kex_done:
@@ -181,10 +184,9 @@ def _no_ssh(
         return ConnectError(
             f"{endpoint.who}: {where} does not speak SSH: it says {text}", "is this the port of the SSH server?"
         )
-    if problem is not None and "timed out" not in str(problem) and not isinstance(problem, TimeoutError):
-        return ConnectError(
-            f"{endpoint.who}: {where} closed the connection before it said SSH ({problem or 'end of file'})", hint
-        )
+    silent = problem is None or isinstance(problem, TimeoutError) or isinstance(problem.__context__, TimeoutError)
+    if not silent:
+        return ConnectError(f"{endpoint.who}: {where} closed the connection before it said SSH", hint)
     return ConnectError(
         f"{endpoint.who}: {where} took the connection and said nothing for {timeout_s:g} s",
         "the host hangs, or something else listens on that port",

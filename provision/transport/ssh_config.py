@@ -23,12 +23,23 @@ UNSUPPORTED = {
 }
 """Options that say how to connect or whom to trust, and that cannot be followed: refused, never skipped."""
 
+
+class _Config(paramiko.SSHConfig):
+    """Leaves %h, %p and %r in these to whoever knows the inventory's user and port; paramiko knows only the file's."""
+
+    TOKENS_BY_CONFIG_KEY = {  # noqa: RUF012  (the stubs declare it for instances)
+        key: tokens
+        for key, tokens in paramiko.SSHConfig.TOKENS_BY_CONFIG_KEY.items()
+        if key not in ("proxycommand", "proxyjump", "identityfile")
+    }
+
+
 _lock = threading.Lock()
 _parsed: dict[tuple[str, str], paramiko.SSHConfig] = {}
 
 
 def lookup(hostname: str, config_file: str = "") -> Mapping[str, object]:
-    """The options for a host, keys in lower case, tokens expanded. Raises ConnectError.
+    """The options for a host, keys in lower case; tokens in HostName are expanded. Raises ConnectError.
 
     `config_file` replaces both files, as ssh -F does; "none" reads nothing.
     """
@@ -61,7 +72,7 @@ def _config(config_file: str) -> paramiko.SSHConfig:
             for path in files:
                 lines += ["Host *", *_expand(path, path.parent, "Host *", 0)]
             try:
-                _parsed[key] = paramiko.SSHConfig.from_text("\n".join(lines))
+                _parsed[key] = _Config.from_text("\n".join(lines))
             except (paramiko.SSHException, ValueError) as problem:
                 raise ConnectError(
                     f"the ssh configuration cannot be parsed ({', '.join(map(str, files))}): {problem}",
