@@ -1,6 +1,6 @@
 """Does verifying every product cost throughput? The rate that the matmul check reports against plain torch.mm.
 
-    python benchmarks/matmul.py [--rounds 3] [--seconds 1.5] [--dtypes bf16,fp8] [--json FILE]
+    python benchmarks/matmul.py [--rounds 3] [--seconds 1.5] [--dtypes bf16,fp8] [--size 8192] [--json FILE]
 
 One GPU, one process, the same shapes and the same operands' distribution. In each round the check's own code runs
 (every product verified), then plain products back to back in the check's own way and, where that is another call,
@@ -45,8 +45,8 @@ def plain(kind: Kind, n: int, device: torch.device, seconds: float) -> float:
     return statistics.median(rates)
 
 
-def compare(kind: Kind, device: torch.device, rounds: int, seconds: float) -> dict[str, float | int | str]:
-    first = largest(kind, device, seconds, 0, memory=memory_of(device))
+def compare(kind: Kind, device: torch.device, rounds: int, seconds: float, size: int) -> dict[str, float | int | str]:
+    first = largest(kind, device, seconds, size, memory=memory_of(device))
     n = first.n
     ours, whole, bare = [first.rate(0.5)], [2 * n**3 * len(first.times) / first.total_s / 1e12], []
     verified, wrong = first.verified, first.wrong
@@ -80,17 +80,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5)
     parser.add_argument("--dtypes", default="")
+    parser.add_argument("--size", type=int, default=0, help="side of the products; 0: as the check chooses")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     whole_precision()
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU: no GPU here, figures of no weight"
     print(f"{card}, torch {torch.__version__}")
-    head = ("dtype", "n", "reported", "spread", "verified rate", "plain best", "spread", "reported/plain", "verified/plain")
+    head = (
+        "dtype",
+        "n",
+        "reported",
+        "spread",
+        "verified rate",
+        "plain best",
+        "spread",
+        "reported/plain",
+        "verified/plain",
+    )
     print("  ".join(f"{word:>14}" for word in head))
     rows = []
     for kind in applicable(device, [name for name in options.dtypes.split(",") if name])[0]:
-        row = compare(kind, device, options.rounds, options.seconds)
+        row = compare(kind, device, options.rounds, options.seconds, options.size)
         rows.append(row)
         cells = (
             row["dtype"], row["n"], f"{row['reported']:.4g}", f"{row['reported_spread']:.2%}",
