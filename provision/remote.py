@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import importlib.resources
 import secrets
-import signal
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +15,13 @@ from provision.bundle import Bundle
 from provision.errors import (
     BringupError,
     ConnectionLost,
-    HostError,
     RemoteCommandError,
     RunDirectoryError,
     WireError,
 )
 from provision.hosts import Host
 from provision.intake import MAX_BYTES, Answer, Greeting, Intake
+from provision.start import END, LEASE_LOST, how_it_ended, last_line, not_started, python_of, start_argv
 from provision.transport import connect
 from provision.transport.base import Process, Stream
 from validators.schema import Hello, Plan, Record, encode, encode_plan
@@ -39,19 +35,6 @@ RENEW_S = 2.0
 SPARE_S = 60.0
 """Added to the plan's own deadline, which the host keeps: for connecting's end, the upload and the last records."""
 TAIL_BYTES = 8 * 1024
-
-_END = b"end\n"
-_LEASE_LOST = 75
-_NOT_FOUND = 127
-_PRELUDE = (
-    "import sys;sys.path[:]=[p for p in sys.path if p];"
-    "sys.version_info<(3,9)and(sys.stdout.write('\\n'+sys.argv[2]+"
-    '\'{"status":"old","text":"","python":"%d.%d.%d"}\\n\'%sys.version_info[:3]),sys.exit(78));'
-    "import base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv[1])))"
-)
-"""Parses on Python 2.7 too. The working directory is taken out of the path: a random.py there is not Python's."""
-_SUDO = '[ "$(id -u)" = 0 ] && exec "$@"; exec sudo -n -H -- "$@"'
-"""A shell string, since only the host knows whether it is root already."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +151,7 @@ class _Run:
             transport = stack.enter_context(way)
             self._lap("connect", self._began)
             mark = f"<bringup {secrets.token_hex(8)}> "
-            self._process = transport.start(_argv(self._host, self._job.bundle, mark))
+            self._process = transport.start(start_argv(self._host, self._job.bundle, mark, ANSWER_S))
             stack.callback(self._process.close)
             _running.add(self)
             stack.callback(_running.discard, self)
@@ -190,11 +173,11 @@ class _Run:
             self._renew(process)
         self._lap("run", connected)
         if not started:
-            raise _not_started(self._host, process.returncode, self._tail)
+            raise not_started(self._host, process.returncode, self._tail)
         if not intake.complete:
-            if process.returncode == _LEASE_LOST:
-                raise ConnectionLost(f"{self._host.name}: the host ended the run: {_last_line(self._tail)}")
-            raise intake.unfinished(_how(process.returncode, self._tail))
+            if process.returncode == LEASE_LOST:
+                raise ConnectionLost(f"{self._host.name}: the host ended the run: {last_line(self._tail)}")
+            raise intake.unfinished(how_it_ended(process.returncode, self._tail))
 
     def _stdout(self, process: Process) -> Iterator[bytes]:
         """Its stdout; stderr is kept as a tail. Raises WireError over MAX_BYTES of both."""
@@ -217,7 +200,7 @@ class _Run:
         name = self._host.name
         if answer.status == "old":
             raise RemoteCommandError(
-                f"{name}: {_python(self._host)} there is Python {answer.python}; the checks need 3.9 or newer",
+                f"{name}: {python_of(self._host)} there is Python {answer.python}; the checks need 3.9 or newer",
                 "install one (`bringup provision` does) and set ansible_python_interpreter to its path",
             )
         if answer.status == "failed":
@@ -254,7 +237,7 @@ class _Run:
         """Tell the host to end the run; from any thread. The stream then ends by itself."""
         if self._process:
             with contextlib.suppress(ConnectionLost):
-                self._process.send(_END)
+                self._process.send(END)
 
     def result(self, failure: Failure | None) -> HostRun:
         """What came of it."""
@@ -294,53 +277,3 @@ def _sink(path: Path | None) -> Iterator[Callable[[Record], None]]:
 
 def _unwritable(path: Path, problem: OSError) -> RunDirectoryError:
     return RunDirectoryError(f"{path} cannot be written: {problem.strerror}", "free space, or choose another --output")
-
-
-def _python(host: Host) -> str:
-    """The interpreter's name; Ansible's `auto...` values ask for a search, which the host's PATH does here."""
-    return "python3" if not host.python or host.python.startswith("auto") else host.python
-
-
-def _argv(host: Host, bundle: Bundle, mark: str) -> list[str]:
-    text = importlib.resources.files("validators").joinpath("receive.py").read_bytes()
-    program = base64.b64encode(zlib.compress(text, 9)).decode()
-    size, sha256 = str(len(bundle.data)), bundle.sha256
-    # Not -I, which Python 2.7 does not know: it should come to the sentence that names its version.
-    argv = [_python(host), "-E", "-s", "-S", "-c", _PRELUDE, program, mark, sha256, size, str(ANSWER_S)]
-    return ["sh", "-c", _SUDO, "sh", *argv] if host.become else argv
-
-
-def _not_started(host: Host, status: int, tail: bytes) -> HostError:
-    """The error of a program that ended before its first answer."""
-    said = _last_line(tail)
-    if host.become and b"sudo:" in tail:
-        if b"password is required" in tail:
-            return RemoteCommandError(
-                f"{host.name}: sudo on the host asks for a password",
-                "allow the user NOPASSWD in sudoers for this, or set ansible_become=false",
-            )
-        return RemoteCommandError(f"{host.name}: sudo does not work on the host: {said}", "try `sudo -n true` there")
-    if status == _NOT_FOUND:
-        return RemoteCommandError(
-            f"{host.name}: no {_python(host)} on the host ({said})",
-            "install it (`bringup provision` does), or set ansible_python_interpreter to a Python 3.9 or newer",
-        )
-    return RemoteCommandError(
-        f"{host.name}: {_python(host)} did not start the checks; {_how(status, tail)}",
-        "try `python3 -c 'print(1)'` over ssh on the host",
-    )
-
-
-def _how(status: int, tail: bytes) -> str:
-    number = -status if status < 0 else status - 128
-    try:
-        how = f"it was ended by {signal.Signals(number).name}"
-    except ValueError:
-        how = f"its exit status is {status}"
-    said = _last_line(tail)
-    return f"{how}; its last words: {said}" if said else how
-
-
-def _last_line(tail: bytes) -> str:
-    lines = tail.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:500] if lines else "it said nothing"

@@ -17,7 +17,6 @@ from provision import remote
 from provision.bundle import build_bundle
 from provision.hosts import Host
 from provision.remote import HostRun, Job, validate_host
-from provision.transport import connect
 from tests.need import need
 from tests.wire.conftest import Box
 from tests.wire.planting import (
@@ -111,9 +110,9 @@ def test_a_profile_that_prints_breaks_nothing(box: Box) -> None:
     noise = 'echo "*** Welcome to box ***"; printf "<bringup 0000> {}\\n{"; echo oops >&2\n'
     for name in (".bashrc", ".profile", ".zshenv"):
         (box.home / name).write_text(noise)
-    seen = b""
-    with connect(box.host(), known_hosts=box.server.known_hosts) as transport:
-        seen = transport.run(["true"]).stdout
+    ssh = ["ssh", "-F", "none", "-i", str(box.server.key), "-o", f"UserKnownHostsFile={box.server.known_hosts}"]
+    ssh += ["-p", str(box.server.port), f"{box.server.user}@{box.server.addresses[0]}", "true"]
+    seen = subprocess.run(ssh, capture_output=True, check=False, stdin=subprocess.DEVNULL).stdout
     need(b"Welcome" in seen, "this user's login shell reads no profile over SSH", installable=False)
     assert complete(box.validate(bundle_of({"x_good": GOOD}), plan_of(["x_good"])))
 
