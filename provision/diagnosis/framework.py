@@ -69,6 +69,7 @@ def architectures(facts: Facts, name: str) -> Finding:
 _MENDS = (
     ("802", "sudo systemctl enable --now nvidia-fabricmanager (of the driver's version)"),
     ("803", "sudo reboot (module and libcuda are of different versions)"),
+    ("NO_DEVICE", "env | grep VISIBLE_DEVICES ; unset the variable that hides the GPUs"),
     ("too old", "install a newer driver, or a build of the framework for an older CUDA"),
     ("out of memory", "nvidia-smi ; end the processes that hold the card's memory"),
     (

@@ -330,6 +330,14 @@ BROKEN: dict[str, Case] = {
         ],
         ["torch gets no CUDA device (cuInit: CUDA_ERROR_UNKNOWN (999)", "nvidia-modprobe -u"],
     ),
+    "GPUs hidden by a variable": (
+        "CUDA context",
+        [
+            ("preflight.cuda_init", "CUDA_ERROR_NO_DEVICE (100)"),
+            *no_cuda("RuntimeError: No CUDA GPUs are available"),
+        ],
+        ["No CUDA GPUs are available", "unset the variable"],
+    ),
     "a wrong product": (
         "known answer",
         [("preflight.known_answer", {"value": False, "note": "[[22.0, 28.0], [49.0, 65.0]] instead of"})],

@@ -16,7 +16,7 @@ from validators.check import Skip, load
 from validators.checks import preflight as check
 from validators.frameworks.base import LEFT, PRODUCT, RIGHT, Device, Missing, Product, serves
 from validators.probes import pci
-from validators.schema import ERROR, HOST, RAN, UNKNOWN, Outcome, Plan, Record
+from validators.schema import ERROR, HOST, NOT_APPLICABLE, RAN, UNKNOWN, Outcome, Plan, Record
 from validators.workloads import preflight as workload
 
 UUID = "GPU-bc0980de-e367-052e-70cb-c28b0154c9a8"
@@ -217,7 +217,11 @@ def test_a_build_that_says_nothing_is_absent_and_not_supported(monkeypatch: pyte
     found = play(monkeypatch, cuda_build=Missing("CPU-only"), architectures=Missing("no list"))
 
     assert found.one("cuda_build").value is None
-    assert found.one("arch_supported").absence == UNKNOWN
+    assert found.one("arch_supported").absence == NOT_APPLICABLE
+
+
+def test_a_card_of_unknown_capability_is_not_called_supported(monkeypatch: pytest.MonkeyPatch):
+    assert play(monkeypatch, devices=[Device(0, UUID, None)]).one("arch_supported").absence == UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def _distinct(wanted: Sequence[Candidate]) -> List[Candidate]:
     return list(found.values())[:MAX_INTERPRETERS]
 
 
-def inspect(wanted: Sequence[Candidate], timeout_s: float = 10.0) -> List[Interpreter]:
+def inspect(wanted: Sequence[Candidate], timeout_s: float = 5.0) -> List[Interpreter]:
     """Ask all interpreters at once, within `timeout_s` seconds; one that cannot answer has a `problem`."""
     names = json.dumps([name for distributions in FRAMEWORKS.values() for name in distributions])
     answers = command.run_all([(one.path, "-c", _SCRIPT, names) for one in wanted], timeout_s)

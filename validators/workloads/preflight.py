@@ -123,8 +123,11 @@ def _subject(framework: str, device: Device) -> str:
 
 def served(report: _Report, subject: str, capability: str, architectures: Optional[List[str]]) -> None:
     """Whether the build's machine code runs on a card of this capability."""
-    if architectures is None or not capability:
-        report.none("arch_supported", UNKNOWN, "no list of architectures, or no compute capability", subject)
+    if architectures is None:
+        report.none("arch_supported", NOT_APPLICABLE, "the framework has no list of architectures", subject)
+        return
+    if not capability:
+        report.none("arch_supported", UNKNOWN, "neither NVML nor the framework tells the compute capability", subject)
         return
     major, _, minor = capability.partition(".")
     supported, by = serves((int(major), int(minor)), architectures)
