@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from provision.criteria.model import Criterion
 from provision.criteria.physics import GpuFacts, name_matches
-from provision.evaluate import NOT_JUDGED, SEE_RECORDS, evaluate, labels_match
+from provision.evaluate import NOT_JUDGED, SEE_RECORDS, evaluate, labels_match, requirement
 from provision.evidence import Evidence
 from provision.report.model import Status, Verdict
 from validators.schema import ERROR, HOST, RAN, SKIPPED, CheckInfo, Measurement, Outcome
@@ -139,7 +139,17 @@ class Cells:
         return Verdict(status, self.check, subject, "", reason, next_step=step)
 
     def _about(self, criterion: Criterion, subject: str, reason: str, one: Measurement | None = None) -> Verdict:
-        return Verdict("ERROR", self.check, subject, criterion.metric, reason, one, criterion, next_step=SEE_RECORDS)
+        return Verdict(
+            "ERROR",
+            self.check,
+            subject,
+            criterion.metric,
+            reason,
+            one,
+            criterion,
+            requirement(criterion),
+            next_step=SEE_RECORDS,
+        )
 
 
 def applies_to(criterion: Criterion, check: str, host: str) -> bool:

@@ -65,9 +65,16 @@ def _compare(criterion: Criterion, measurement: Measurement, value: Scalar, requ
     return _verdict(status, criterion, measurement, reason, required=words, value=asked, step=step)
 
 
+def requirement(criterion: Criterion) -> str:
+    """What is required, in words, before a card is known."""
+    if isinstance(criterion.value, Fraction):
+        return f"{criterion.rule.replace('_', ' ')} {criterion.value.fraction:.0%} of {criterion.value.of}"
+    return in_words(criterion.rule, criterion.value, criterion.unit)
+
+
 def _absent(criterion: Criterion, measurement: Measurement) -> Verdict:
     note = measurement.note[:300] or "no reason was given"
-    words = "" if isinstance(criterion.value, Fraction) else in_words(criterion.rule, criterion.value, criterion.unit)
+    words = requirement(criterion)
     if measurement.absence == NOT_APPLICABLE:
         status: Status = criterion.not_applicable
         if status == "FAIL":
@@ -95,11 +102,11 @@ def _without_peak(criterion: Criterion, measurement: Measurement, gpu: GpuFacts 
     of = criterion.value.of if isinstance(criterion.value, Fraction) else ""
     if gpu is None and device == "cpu" and measurement.subject == HOST:
         reason = f"a run on the CPU, for reference: {of} is a figure of GPUs"
-        return _verdict("SKIP", criterion, measurement, reason)
+        return _verdict("SKIP", criterion, measurement, reason, required=requirement(criterion))
     card = f"this card ({gpu.name[:100]})" if gpu is not None and gpu.name else "this card"
     reason = f"{NOT_JUDGED}: no {of} is known for {card}"
     step = f"state a threshold for it in a file for --criteria: id {criterion.check}.{criterion.id}"
-    return _verdict("ERROR", criterion, measurement, reason, step=step)
+    return _verdict("ERROR", criterion, measurement, reason, required=requirement(criterion), step=step)
 
 
 def _verdict(
@@ -122,5 +129,12 @@ def _verdict(
         criterion=criterion,
         required=required,
         required_value=value,
-        next_step=step if status in ("FAIL", "ERROR", "WARN") else "",
+        next_step=_step(status, criterion, step),
     )
+
+
+def _step(status: Status, criterion: Criterion, step: str) -> str:
+    """The next step. Where a criterion names none, who asked for it is the one to talk to."""
+    if status in ("PASS", "SKIP"):
+        return ""
+    return step or f"{criterion.source} asks for this; `bringup checks {criterion.check}` says how it is measured"

@@ -6,11 +6,13 @@ The report's is its worst host's; there a host that nothing judged (SKIP) is wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from provision.cells import Cells, applies_to
+from provision.criteria.expectations import INVENTORY
 from provision.criteria.loader import Criteria
 from provision.doctor import walk
+from provision.evaluate import SEE_RECORDS
 from provision.evidence import Evidence, gather
 from provision.hosts import Host
 from provision.remote import Failure, HostRun
@@ -56,7 +58,7 @@ def judge(
         hosts=tuple(reports),
         command=command,
         criteria_files=tuple((file.name, file.sha256) for file in criteria.files),
-        notes=(*notes, *(f"{run.host}: {note}" for run in runs for note in run.notes)),
+        notes=(*notes, *(f"{run.host}: {note}" for run in runs for note in run.notes), *_unplanned(criteria, plans)),
     )
 
 
@@ -74,7 +76,8 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], crite
     if failure is not None:
         verdicts.append(_failed(failure))
     if plan is None or not plan.checks:
-        verdicts.append(Verdict("ERROR", CONNECTION, HOST, "", "nothing was planned for this host"))
+        reason = "nothing was planned for this host"
+        verdicts.append(Verdict("ERROR", CONNECTION, HOST, "", reason, next_step="run `bringup validate` for it"))
     for request in plan.checks if plan is not None else ():
         verdicts += Cells(
             check=request.name,
@@ -106,6 +109,15 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], crite
     )
 
 
+def _unplanned(criteria: Criteria, plans: Mapping[str, Plan]) -> Iterator[str]:
+    """What the inventory expects of a host and the plan did not look at: neither PASS nor FAIL, so it is said."""
+    for name, plan in plans.items():
+        planned = {request.name for request in plan.checks}
+        for one in criteria.criteria:
+            if one.source.startswith(INVENTORY) and one.check not in planned and applies_to(one, one.check, name):
+                yield f"{name}: {one.id} was not judged: the check {one.check} was not asked for."
+
+
 def _unanswered(name: str, address: str) -> HostRun:
     why = Failure("Unanswered", "no answer of this host is in the run", "run `bringup validate` for it again")
     return HostRun(name, address, failure=why)
@@ -133,7 +145,7 @@ def _chain(evidence: Evidence) -> Chain | None:
 
 
 def _failed(failure: Failure) -> Verdict:
-    return Verdict("ERROR", CONNECTION, HOST, "", failure.message, next_step=failure.hint)
+    return Verdict("ERROR", CONNECTION, HOST, "", failure.message, next_step=failure.hint or SEE_RECORDS)
 
 
 def _worst(statuses: Iterable[Status], order: Sequence[Status]) -> Status:

@@ -14,6 +14,8 @@ from provision.hosts import Host
 from validators.schema import UNITS, Scalar
 
 PREFIX = "expect_"
+INVENTORY = "inventory: "
+"""How the source of every criterion begins that an inventory states."""
 
 
 def parse_expectations(body: Mapping[str, Any]) -> tuple[Expectation, ...]:
@@ -61,7 +63,7 @@ def _criterion(expectation: Expectation, host: Host, value: object) -> Criterion
         rule=rule,
         value=required,
         because=expectation.because,
-        source=f"inventory: {expectation.variable}",
+        source=f"{INVENTORY}{expectation.variable}",
         severity=expectation.severity,
         host=glob.escape(host.name),
         advice=expectation.advice,

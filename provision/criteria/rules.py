@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from provision.criteria import versions
@@ -36,7 +35,7 @@ def has_unit(value: object, unit: str) -> bool:
         return False
     if unit in ("count", "bits") and not isinstance(value, int):
         return False
-    return abs(value) < 2**64 and math.isfinite(value)
+    return abs(value) < 2**64  # false for NaN and infinities, too
 
 
 def holds(rule: Rule, required: Required, value: Scalar, unit: str) -> bool | None:

@@ -187,6 +187,7 @@ def test_hostile_host_names_have_folders_of_their_own_inside_the_run(tmp_path: P
     assert len({folder.casefold() for folder in folders}) == len(names)
     assert all(len(folder) <= 80 and "/" not in folder and folder not in {".", ".."} for folder in folders)
     assert safe_name("gpu1.example.org") == "gpu1.example.org"
+    assert safe_name(safe_name("größe")) != safe_name("größe")  # a host that is named like another's folder
     made = RunDirectory.create(tmp_path, manifest(*(Host(name) for name in names)))
     for name in names:
         assert made.records_path(name).resolve().parent.parent == (made.path / "hosts").resolve()

@@ -315,7 +315,33 @@ def test_a_planned_host_without_a_run_and_a_report_without_hosts_are_errors() ->
 
 
 def test_a_host_for_which_nothing_was_planned_is_error() -> None:
-    assert report_of(good(), plan=Plan((), 1.0)).status == "ERROR"
+    report = report_of(good(), plan=Plan((), 1.0))
+    assert report.status == "ERROR"
+    assert [one.reason for one in verdicts(report)] == ["nothing was planned for this host"]
+
+
+def test_what_an_inventory_expects_and_no_planned_check_measures_is_said_in_the_notes() -> None:
+    expected = replace(GPU_COUNT, id="expect_gpu_count", source="inventory: expect_gpu_count")
+    plan = replace(PLAN, checks=tuple(one for one in PLAN.checks if one.name != "system"))
+    report = report_of(good(), [*CRITERIA, expected], plan)
+    assert report.notes == ("gpu1: expect_gpu_count was not judged: the check system was not asked for.",)
+
+
+def test_a_card_that_no_criterion_is_about_is_error_beside_one_that_passes() -> None:
+    records = changed(good((GPU0, GPU1)), "gpu_name", GPU1, value="NVIDIA Z999")
+    report = report_of(records, [*CRITERIA[:3], replace(ANSWER, gpu="*H200*"), replace(RATE, gpu="*H200*")])
+    found = {one.subject: one.status for one in verdicts(report, "matmul")}
+    assert found == {GPU0: "PASS", GPU1: "ERROR"}
+
+
+def test_a_criterion_of_the_host_for_a_card_applies_where_the_host_has_one() -> None:
+    rule = criterion("memory", "system", "memory_total", "MiB", "at_least", 1000, gpu="*H200*")
+    records = [measured("system", "memory_total", 10), *good()]
+    assert verdicts(report_of(records, [*CRITERIA, rule]), "system", "memory_total")[0].status == "FAIL"
+    other = replace(rule, gpu="*B200*")
+    assert verdicts(report_of(records, [*CRITERIA, other]), "system", "memory_total") == []
+    nameless = without(records, check="compute_capability", metric="gpu_name")
+    assert verdicts(report_of(nameless, [*CRITERIA, other]), "system", "memory_total")[0].status == "ERROR"
 
 
 def test_a_host_that_nothing_judged_keeps_the_report_from_passing() -> None:

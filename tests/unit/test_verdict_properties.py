@@ -72,6 +72,8 @@ plans = st.sampled_from([PLAN, replace(PLAN, device="cpu"), replace(PLAN, checks
 def assert_every_pass_is_earned(report: Report, run: HostRun) -> None:
     evidence = gather(run, {info.name for info in (*CATALOGUE, *REAL) if info.per_gpu})
     for verdict in report.hosts[0].verdicts:
+        assert verdict.reason
+        assert bool(verdict.next_step) == (verdict.status in ("FAIL", "ERROR", "WARN")), verdict
         if verdict.status != "PASS":
             continue
         assert verdict.criterion is not None
