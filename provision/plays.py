@@ -74,7 +74,7 @@ def run_play(
     password = os.environ.get(BECOME_VARIABLE, "") if become_password is None else become_password
     secrets = {password} | secrets_in(extra_vars or {})
     secrets |= {found for item in inventory if isinstance(item, Host) for found in secrets_in(item.variables)}
-    private = Path(tempfile.mkdtemp(prefix="bringup-play-"))
+    private = Path(tempfile.mkdtemp(prefix="bringup-play-", dir=_short_temporary()))
     started = time.monotonic()
     try:
         words = arguments(
@@ -105,6 +105,11 @@ def run_play(
     finally:
         end_ssh_masters(private / "cp")
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _short_temporary() -> str | None:
+    """Return /tmp where the usual place is too long: a socket's path ends at 104 characters on some systems."""
+    return "/tmp" if len(tempfile.gettempdir()) > 48 else None  # noqa: S108  mkdtemp makes its own 0700 directory there
 
 
 def _runner(private: Path, book: Path, words: Sequence[str], settings: dict[str, str], password: str) -> Any:

@@ -10,6 +10,7 @@ By hand: `python -m tests.hosts.containers 2` starts two, prints an inventory an
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,8 @@ def container_hosts(count: int) -> Iterator[tuple[ContainerHost, ...]]:
         names = [f"bringup-host-{number}" for number in range(1, count + 1)]
         known_hosts = directory / "known_hosts"
         hosts = tuple(
-            ContainerHost(name, f"{prefix}.{10 + number}", key, known_hosts, docker) for number, name in enumerate(names)
+            ContainerHost(name, f"{prefix}.{10 + number}", key, known_hosts, docker)
+            for number, name in enumerate(names)
         )
         for host in hosts:
             _start(docker, host, image, (directory / "key.pub").read_text().strip())
@@ -138,7 +140,9 @@ def _wait(host: ContainerHost, seconds: float = 90) -> None:
 
 
 def main() -> None:
-    """Start hosts for a person, until Ctrl-C."""
+    """Start hosts for a person, until Ctrl-C or SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with container_hosts(int(sys.argv[1]) if len(sys.argv) > 1 else 1) as hosts:
         print("\n".join(host.inventory_line() for host in hosts), flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """The image of the container hosts: a Debian with systemd, sshd and two users, cached by its own content.
 
-Where an image can be pulled it is `FROM debian:12`; where none can, a tree by debootstrap from the machine's own mirror.
+Where an image can be pulled it is `FROM debian:12`; where none can, a tree by debootstrap from the
+machine's own mirror.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ PACKAGES = (
 )
 COMPONENTS = "main,contrib,non-free,non-free-firmware"
 USER = "op"
-SUDO_PASSWORD_USER = "careful"
+CAREFUL_USER = "careful"  # whose sudo asks for a password
 SUDO_PASSWORD = "correct-horse-battery"  # noqa: S105  of a user in a throw-away container
 FILES = Path(__file__).with_name("files")
 
@@ -45,7 +46,9 @@ def mirror() -> str:
         for line in path.read_text().splitlines():
             if line.startswith("URIs:") and "debian" in line:
                 return line.split()[1]
-    for line in Path("/etc/apt/sources.list").read_text().splitlines() if Path("/etc/apt/sources.list").exists() else ():
+    for line in (
+        Path("/etc/apt/sources.list").read_text().splitlines() if Path("/etc/apt/sources.list").exists() else ()
+    ):
         words = [word for word in line.split() if not word.startswith("[")]
         if words[:1] == ["deb"]:
             return words[1]
@@ -64,7 +67,9 @@ def tree_tar() -> Path:
         program = shutil.which("debootstrap", path=f"{os.environ['PATH']}:/usr/sbin") or "debootstrap"
         subprocess.run([program, *options, SUITE, str(tree), mirror()], check=True, stdout=subprocess.DEVNULL)
         part = Path(scratch) / "part.tar"
-        subprocess.run(["tar", "-C", str(tree), "--exclude=./var/cache/apt/archives/*.deb", "-cf", str(part), "."], check=True)
+        subprocess.run(
+            ["tar", "-C", str(tree), "--exclude=./var/cache/apt/archives/*.deb", "-cf", str(part), "."], check=True
+        )
         part.rename(tar)
     return tar
 
