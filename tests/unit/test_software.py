@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.need import need
 from tests.unit.host_tree import H200, VM, Measured, grow, measure, text, tools, tree
 from validators.checks import software
 from validators.probes import driver, packages
+from validators.probes.sysfs import Files
 from validators.schema import NOT_APPLICABLE, UNKNOWN
 
 LDCONFIG = text("ldconfig-p-h200-580.159.04.txt")
 KERNEL = "6.18.44-fc-v657-gpu"
 MODULES = f"/lib/modules/{KERNEL}"
-# modinfo of Debian 12's nvidia-kernel-dkms 535.309.01, and the licence that NVIDIA's README gives for the open one.
+# Written in modinfo's format; the two licences are those that NVIDIA's README (595, chapter 45) names.
 MODINFO = (
     "filename: /lib/modules/x/updates/dkms/nvidia-current.ko\nversion:        535.309.01\nlicense:        NVIDIA\n"
 )
@@ -175,6 +179,25 @@ def test_the_package_that_brings_the_module_is_known_by_its_name(name: str, vers
 )
 def test_the_upstream_part_of_a_package_version(version: str, upstream: str):
     assert packages.upstream(version) == upstream
+
+
+def test_held_packages_of_a_real_host_are_installed_ones():
+    """Ours hold the driver's packages: a parser that only knows "install ok installed" would not see them."""
+    found = packages.parse_status(text("dpkg-status-h200-ubuntu-24.04.txt"))
+
+    assert found["libnccl2"] == "2.28.3-1+cuda13.0"
+    assert found["cuda-compat-13-0"] == "580.95.05-0ubuntu1"
+
+
+def test_this_machine_s_packages_are_those_that_dpkg_names():
+    need(shutil.which("dpkg-query") is not None, "dpkg-query (a Debian or Ubuntu)", installable=False)
+    words = ["dpkg-query", "-W", "-f", "${db:Status-Abbrev}\t${Package}\t${Version}\n"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    rows = [line.split("\t") for line in told.stdout.splitlines()]
+
+    assert packages.installed(Files()) == {
+        name: version for status, name, version in rows if status.strip() in ("ii", "hi")
+    }
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60, 200, 500])
