@@ -58,7 +58,7 @@ def _run(folder: Path, *flags: str, page: Path) -> subprocess.CompletedProcess[s
         shutil.rmtree(profile, ignore_errors=True)
 
 
-def open_page(page: Path, folder: Path, scheme: int = LIGHT, width: int = 1280) -> Opened:
+def open_page(page: Path, folder: Path, scheme: int = LIGHT) -> Opened:
     """Load the page, with its console and the browser's own log of network requests."""
     log = folder / "net.json"
     done = _run(
@@ -67,7 +67,6 @@ def open_page(page: Path, folder: Path, scheme: int = LIGHT, width: int = 1280) 
         "--v=0",
         f"--log-net-log={log}",
         f"--blink-settings=preferredColorScheme={scheme}",
-        f"--window-size={width},900",
         "--virtual-time-budget=3000",
         "--dump-dom",
         page=page,
