@@ -71,7 +71,7 @@ def named_host(text: str) -> Host:
 
 
 def read_inventory(sources: str | Path | Sequence[str | Path], limit: str = "") -> tuple[Host, ...]:
-    """The hosts of an inventory, in its order, read by Ansible's own code.
+    """The hosts of an inventory, in Ansible's order, read by Ansible's own code.
 
     `sources`: files, directories, dynamic scripts, or a list of names with a comma ("box1,box2,").
     `limit`: a host pattern as `--limit` takes it (`web:!web3`, `gpu*`, `@retry`).
@@ -178,6 +178,9 @@ def _host(row: dict[str, Any]) -> Host:
     def text(*names: str) -> str:
         return next((str(found[one]) for one in names if found.get(one) not in (None, "")), "")
 
+    for said in (name, text("ansible_host", "ansible_ssh_host")):
+        if not said.isprintable() or any(letter.isspace() for letter in said):
+            raise InventoryError(f"{said[:80]!a} is not a host name", hint="is the inventory a text file?")
     connection = text("ansible_connection").rpartition(".")[2] or "ssh"
     if connection not in ("ssh", "local", "paramiko", "paramiko_ssh", "smart"):
         raise InventoryError(

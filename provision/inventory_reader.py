@@ -126,6 +126,7 @@ def _record_failures(manager: Any, failures: list[_Failure]) -> None:
         at = [0]
         if name == "ini":
             plugin._parse = _counting(plugin._parse, at)
+            plugin._parse_host_definition = _not_empty(plugin._parse_host_definition)
 
         def parse_and_record(inventory: object, loader: object, path: object, cache: bool = True) -> object:
             try:
@@ -171,6 +172,18 @@ def _meant(source: str) -> str:
     if path.suffix in _YAML or _lines(source)[:1] == ["---"]:
         return "auto" if any(line.startswith("plugin:") for line in _lines(source)) else "yaml"
     return "ini"
+
+
+def _not_empty(parse: Callable[[str], tuple[Any, ...]]) -> Callable[[str], tuple[Any, ...]]:
+    """The INI plugin's reading of a host line: a range that runs backwards names nobody, which Ansible lets pass."""
+
+    def check(line: str) -> tuple[Any, ...]:
+        found = parse(line)
+        if not found[0]:
+            raise ValueError(f"a range that names no host: {line.split(maxsplit=1)[0]}")
+        return found
+
+    return check
 
 
 def _line_of(error: BaseException) -> int:
