@@ -231,3 +231,18 @@ def test_the_verdict_on_an_xid_tells_its_meaning_the_line_and_what_to_do() -> No
     assert "power the machine off and on" in failed.next_step
     assert "Contained memory error" in warned.reason
     assert "restart that" in warned.next_step
+
+
+def test_times_powers_and_speeds_are_converted_to_our_units() -> None:
+    measured = h200_host(
+        1,
+        {
+            "nvmlDeviceGetViolationStatus(gpu0,1)": result({"struct": {"violationTime": 90 * 10**9}}),
+            "nvmlDeviceGetViolationStatus(gpu0,0)": result({"struct": {"violationTime": 5 * 10**8}}),
+            "nvmlDeviceGetPowerUsage*": result(124622),
+            "nvmlDeviceGetEnforcedPowerLimit*": result(350000),
+        },
+    )
+    metrics = ("thermal_violation_time", "power_violation_time", "power", "power_limit", "power_limit_fraction")
+    assert [measured.one(metric).value for metric in metrics] == [90.0, 0.5, 124.622, 350.0, 0.5]
+    assert measured.one("power_limit").labels == {"default": "700"}
