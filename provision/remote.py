@@ -35,6 +35,7 @@ RENEW_S = 2.0
 SPARE_S = 60.0
 """Added to the plan's own deadline, which the host keeps: for connecting's end, the upload and the last records."""
 TAIL_BYTES = 8 * 1024
+_HINT = "look at the host's load and at dmesg there, then run it again"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | No
     try:
         run.measure()
     except BringupError as problem:
-        failure = Failure(type(problem).__name__, _named(host, problem.message), problem.hint)
+        failure = Failure(type(problem).__name__, _named(host, problem.message), problem.hint or _HINT)
     except Exception as problem:  # noqa: BLE001 - the boundary: one host's trouble is recorded as its ERROR
         text = f"{host.name}: {type(problem).__name__}: {problem}"[:1000]
         failure = Failure("HostError", text, "this is a fault of gpu-bringup itself: please report it")

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import stat
 import sys
 import time
-from typing import Tuple
 
 PART_S = 3600.0
 OLD_S = 30 * 86400.0
@@ -45,7 +43,11 @@ def main(mark: str, sha256: str, size: int, answer_s: str) -> None:
             except OSError as problem:
                 path, trouble = "", f"the bundle cannot be kept on the host ({problem})"
         if not path:
-            path = in_memory(data)
+            try:
+                path = in_memory(data)
+            except OSError as problem:
+                say("failed", f"{trouble}, and it does not fit into memory either ({problem})")
+                sys.exit(74)
             trouble += "; it runs from memory"
         say("stored", trouble)
     os.execv(sys.executable, [sys.executable, "-I", "-S", path, "wire", sha256, answer_s])  # noqa: S606 - becoming the bundle is the point
@@ -105,6 +107,8 @@ def store(path: str, data: bytes) -> None:
 
 def clear(folder: str) -> None:
     """Remove broken uploads and bundles of long ago, so that the cache stays small."""
+    import shutil  # noqa: PLC0415 - late: only an upload needs it
+
     for entry in os.scandir(folder):
         age = time.time() - entry.stat(follow_symlinks=False).st_mtime
         if age > (PART_S if entry.name.endswith(".part") else OLD_S):
@@ -115,14 +119,33 @@ def clear(folder: str) -> None:
 
 
 def in_memory(data: bytes) -> str:
-    """A file that no disk holds and that is gone with the last process that has it open."""
-    fd = os.memfd_create("gpu-bringup", 0)
+    """A file without a name, gone with the last process that has it open. Raises OSError."""
+    try:
+        fd = os.memfd_create("gpu-bringup", 0)
+    except (AttributeError, OSError):  # a Python built for an old glibc, an old kernel
+        fd = nameless("/dev/shm", "/tmp")  # noqa: S108 - made with O_EXCL and unlinked at once
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
+    os.set_inheritable(fd, True)
     return f"/proc/self/fd/{fd}"
 
 
-def words(argv: Tuple[str, ...]) -> Tuple[str, str, int, str]:
+def nameless(*folders: str) -> int:
+    """A new file in the first folder that takes one, its name removed again. Raises OSError."""
+    trouble = OSError("no folder for temporary files")
+    for folder in folders:
+        path = os.path.join(folder, ".gpu-bringup-" + os.urandom(16).hex())
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError as problem:
+            trouble = problem
+            continue
+        os.unlink(path)
+        return fd
+    raise trouble
+
+
+def words(argv: tuple[str, ...]) -> tuple[str, str, int, str]:
     """The arguments: marker, SHA-256, size in bytes, seconds within which the operator answers."""
     return argv[0], argv[1], int(argv[2]), argv[3]
 

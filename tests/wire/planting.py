@@ -139,6 +139,8 @@ def noted(folder: Path) -> list[int]:
 def own_python(version: str) -> str | None:
     """An interpreter of this version ("3.9"), from pyenv or the PATH; None where there is none that runs."""
     roots = [os.environ.get("PYENV_ROOT", ""), str(Path.home() / ".pyenv")]
+    with contextlib.suppress(OSError):
+        roots.append(subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=False).stdout.strip())
     found = [str(path) for root in roots if root for path in Path(root).glob(f"versions/{version}.*/bin/python")]
     for candidate in [*sorted(found), f"python{version}"]:
         try:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from provision.bundle import Bundle
+from provision.bundle import Bundle, build_bundle
 from provision.remote import HostRun
 from tests.need import need
 from tests.wire.conftest import Box
-from tests.wire.planting import GOOD, bundle_of, outcomes, plan_of
+from tests.wire.planting import GOOD, bundle_of, outcomes, plan_of, planted
+from validators import receive
 
 FROM_MEMORY = "it runs from memory"
 
@@ -120,12 +122,35 @@ def test_a_workload_runs_from_memory_too(box: Box) -> None:
         "validators/workloads/x_small.py": b"from validators.schema import Measurement\n"
         b"def main(params, emit):\n    emit(Measurement('x_load', 'host', 'n', params['n'], 'count'))\n"
     }
-    from provision.bundle import build_bundle
-    from tests.wire.planting import planted
-
     run = box.validate(build_bundle({**planted({"x_load": body}), **overlay}), plan_of(["x_load"]))
     assert FROM_MEMORY in run.notes[0]
     assert outcomes(run.records)["x_load"].status == "ran", outcomes(run.records)
+
+
+def test_a_host_with_no_room_at_all_is_a_clear_error(box: Box, bundle: Bundle, tmp_path: Path) -> None:
+    (box.home / ".cache").write_text("a file where a folder should be")
+    python = tmp_path / "python3"
+    python.write_text(
+        f"#!{sys.executable}\nimport os, resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])\n"
+    )
+    python.chmod(0o755)
+    run = box.validate(bundle, plan_of(["x_good"]), python=str(python))
+    assert run.failure
+    assert run.failure.kind == "RemoteCommandError"
+    assert "it does not fit into memory either ([Errno 27] File too large)" in run.failure.message
+
+
+def test_a_python_that_knows_no_memory_files_uses_a_file_without_a_name(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    path = receive.in_memory(bundle.data)
+    fd = int(path.rpartition("/")[2])
+    told = subprocess.run([sys.executable, "-I", path, "describe"], pass_fds=(fd,), capture_output=True, check=False)
+    assert "(deleted)" in str(Path(path).readlink())
+    os.close(fd)
+    assert b"x_good" in told.stdout
 
 
 def test_what_is_broken_or_old_in_the_cache_is_cleared(box: Box, bundle: Bundle) -> None:
