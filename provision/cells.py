@@ -6,10 +6,12 @@ Whatever was measured before is still judged: a wrong answer before a crash is F
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from provision.criteria.loader import Criteria
 from provision.criteria.model import Criterion
 from provision.criteria.physics import GpuFacts, name_matches
 from provision.evaluate import NOT_JUDGED, SEE_RECORDS, evaluate, labels_match, requirement
@@ -152,6 +154,17 @@ class Cells:
         )
 
 
-def applies_to(criterion: Criterion, check: str, host: str) -> bool:
-    """Whether a criterion is about this check on this host."""
-    return criterion.check == check and fnmatchcase(host, criterion.host)
+class Scopes:
+    """The criteria by host. An inventory of many hosts states many of one host each: those are found by name."""
+
+    def __init__(self, criteria: Criteria) -> None:
+        self.informational = criteria.informational
+        self._patterns = [one for one in criteria.criteria if glob.has_magic(one.host)]
+        self._named: dict[str, list[Criterion]] = {}
+        for one in criteria.criteria:
+            if not glob.has_magic(one.host):
+                self._named.setdefault(one.host, []).append(one)
+
+    def of_host(self, host: str) -> list[Criterion]:
+        """The criteria that are about this host."""
+        return [one for one in self._patterns if fnmatchcase(host, one.host)] + self._named.get(host, [])

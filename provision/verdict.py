@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from provision.cells import Cells, applies_to
+from provision.cells import Cells, Scopes
 from provision.criteria.expectations import INVENTORY
 from provision.criteria.loader import Criteria
 from provision.doctor import walk
@@ -45,10 +45,11 @@ def judge(
     names = dict.fromkeys([*(host.name for host in hosts), *answered])
     addresses = {host.name: host.address for host in hosts}
     infos = {info.name: info for info in catalogue}
+    scopes = Scopes(criteria)
     reports = []
     for name in names:
         run = answered.get(name) or _unanswered(name, addresses.get(name, ""))
-        reports.append(_host(run, plans.get(name), infos, criteria))
+        reports.append(_host(run, plans.get(name), infos, scopes))
     return Report(
         run_id=run_id,
         status=_worst((report.status for report in reports), ("FAIL", "ERROR", "SKIP", "WARN", "PASS")),
@@ -58,7 +59,7 @@ def judge(
         hosts=tuple(reports),
         command=command,
         criteria_files=tuple((file.name, file.sha256) for file in criteria.files),
-        notes=(*notes, *(f"{run.host}: {note}" for run in runs for note in run.notes), *_unplanned(criteria, plans)),
+        notes=(*notes, *(f"{run.host}: {note}" for run in runs for note in run.notes), *_unplanned(scopes, plans)),
     )
 
 
@@ -69,9 +70,10 @@ def exit_code(report: Report, *, strict: bool = False) -> int:
     return 0 if report.status in ("PASS", "WARN") else 3
 
 
-def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], criteria: Criteria) -> HostReport:
+def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], scopes: Scopes) -> HostReport:
     evidence = gather(run, {name for name, info in infos.items() if info.per_gpu})
     failure = run.failure or _broken_off(evidence, run)
+    in_force = scopes.of_host(run.host)
     verdicts: list[Verdict] = []
     if failure is not None:
         verdicts.append(_failed(failure))
@@ -85,8 +87,8 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], crite
             info=infos.get(request.name),
             device=plan.device if plan is not None else "gpu",
             evidence=evidence,
-            criteria=[one for one in criteria.criteria if applies_to(one, request.name, run.host)],
-            informational=criteria.informational.get(request.name, ""),
+            criteria=[one for one in in_force if one.check == request.name],
+            informational=scopes.informational.get(request.name, ""),
             failure=failure.message if failure is not None else "",
         ).verdicts()
     status = _worst((verdict.status for verdict in verdicts), ("FAIL", "ERROR", "WARN", "PASS", "SKIP"))
@@ -109,12 +111,12 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], crite
     )
 
 
-def _unplanned(criteria: Criteria, plans: Mapping[str, Plan]) -> Iterator[str]:
+def _unplanned(scopes: Scopes, plans: Mapping[str, Plan]) -> Iterator[str]:
     """What the inventory expects of a host and the plan did not look at: neither PASS nor FAIL, so it is said."""
     for name, plan in plans.items():
         planned = {request.name for request in plan.checks}
-        for one in criteria.criteria:
-            if one.source.startswith(INVENTORY) and one.check not in planned and applies_to(one, one.check, name):
+        for one in scopes.of_host(name):
+            if one.source.startswith(INVENTORY) and one.check not in planned:
                 yield f"{name}: {one.id} was not judged: the check {one.check} was not asked for."
 
 
