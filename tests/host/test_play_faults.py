@@ -144,7 +144,7 @@ def test_an_apt_lock_that_is_not_let_go_names_its_holder(box: ContainerHost, tmp
     try:
         (failure,) = preflight(box.host(), tmp_path, preflight_apt_lock_timeout_s=2).failures
     finally:
-        box.sh("for f in /proc/[0-9]*; do grep -q lock-frontend $f/cmdline && kill ${f#/proc/}; done; true")
+        box.sh("for f in /proc/[0-9]*; do grep -q '[l]ock-frontend' $f/cmdline && kill ${f#/proc/}; done; true")
     assert "another program holds the apt lock" in failure.message
     assert "held by process" in failure.message
     assert "preflight_apt_lock_timeout_s" in failure.message

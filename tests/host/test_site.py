@@ -7,6 +7,7 @@ vendor's repository is not reachable from every machine that runs these tests, s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from tests.hosts.containers import ContainerHost
 
 pytestmark = pytest.mark.timeout(1200)
 
-NVTOP_SOURCE = "3.0.1"
+NVTOP_SOURCE = "3.2.0"
+NVTOP_SHA256 = "d26df685455023cedc4dda033862dcddb67402fbdb685da70da78492f73c41d0"
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,15 @@ class Story:
 
 @pytest.fixture(scope="module")
 def nvtop_tree(container_hosts: tuple[ContainerHost, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nvtop's upstream source, as Debian's own source package has it, fetched by a host from the mirror."""
+    """nvtop's upstream source, which Debian 13's source package consists of, fetched by a host from its mirror."""
     host = container_hosts[2]
     directory = tmp_path_factory.mktemp("nvtop")
     host.sh(
-        "set -e; . /etc/os-release\n"
         "uri=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | head -1)\n"
-        'echo "deb-src $uri $VERSION_CODENAME contrib" >/etc/apt/sources.list.d/source.list\n'
-        "apt-get -q update; cd /root; apt-get -q source --download-only nvtop; cp nvtop_*.orig.tar.* nvtop.orig\n"
-        "rm /etc/apt/sources.list.d/source.list"
+        f"curl -fsSo /root/nvtop.orig ${{uri}}pool/main/n/nvtop/nvtop_{NVTOP_SOURCE}.orig.tar.gz"
     )
     host.docker("cp", f"{host.name}:/root/nvtop.orig", str(directory / "orig.tar"))
+    assert hashlib.sha256((directory / "orig.tar").read_bytes()).hexdigest() == NVTOP_SHA256
     tree = directory / "tree"
     tree.mkdir()
     subprocess.run(["tar", "-C", str(tree), "--strip-components=1", "-xf", str(directory / "orig.tar")], check=True)
