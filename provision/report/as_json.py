@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -60,7 +61,7 @@ def _object(cls: type[_T], body: object, where: str) -> _T:
         raise _Misfit(f"{where} is not an object")
     if not is_dataclass(cls):
         raise TypeError(cls)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, Any] = {}
     for one in fields(cls):
         if one.name in body:
@@ -68,6 +69,11 @@ def _object(cls: type[_T], body: object, where: str) -> _T:
         elif one.default is MISSING and one.default_factory is MISSING:
             raise _Misfit(f"{where}.{one.name} is missing")
     return cls(**values)
+
+
+@lru_cache(maxsize=64)
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _value(hint: Any, value: object, where: str) -> Any:
@@ -114,6 +120,6 @@ def _first_fit(hints: tuple[Any, ...], value: object, where: str) -> Any:
         try:
             return _value(hint, value, where)
         except _Misfit as misfit:
-            if isinstance(value, dict) or hint is not NoneType:
+            if hint is not NoneType:
                 problem = misfit
     raise problem

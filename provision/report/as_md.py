@@ -23,7 +23,7 @@ _LINKS: Mapping[LinkState, str] = {
     "not_applicable": "⏭️",
     "not_reached": "·",
 }
-_SPECIAL = re.compile(r"[\\`*_{}\[\]<>&#+!|~@:$\n]|^[-=\d]|(?<=www)\.", re.IGNORECASE)
+_SPECIAL = re.compile(r"[\\`*_{}\[\]<>&#+!|~@:$\n]|^[-=]|(?<=www)\.", re.IGNORECASE)
 """Whatever Markdown, HTML or GitHub could act on, in the middle of a line or at its start."""
 
 

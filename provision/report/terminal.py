@@ -57,7 +57,7 @@ def render_terminal(report: Report, console: Console) -> None:
 def render_chain(host: HostReport) -> RenderableType:
     """The chain from the PCI device to a framework's known answer, for `bringup doctor`."""
     if host.chain is None:
-        return Text("The chain was not walked.", "dim")
+        return Text.assemble("The chain was not walked: ", _text(host.headline))
     table = Table.grid(padding=(0, 1))
     table.add_column(justify="right")
     table.add_column(no_wrap=True)

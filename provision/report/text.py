@@ -21,8 +21,9 @@ def plain(text: str, limit: int = 0, lines: bool = False) -> str:
     """`text` with nothing in it that a terminal, a browser or a reader could be misled by.
 
     Colour codes are dropped; every other control, bidi override or invisible character is spelled out
-    ("\\x1b", "\\u202e"). Line breaks become blanks, or stay where `lines` is set. `limit` > 0 clips to so many
-    characters and says how many there were. Markup ("<b>", "[red]") stays: escaping it is the renderer's job.
+    ("\\x1b", "\\u202e"). Tabs and line breaks become blanks; line breaks stay where `lines` is set.
+    `limit` > 0 clips to so many characters and says how many there were.
+    Markup ("<b>", "[red]") stays: escaping it is the renderer's job.
     """
     full = len(text)
     clipped = 0 < limit < full
@@ -36,7 +37,7 @@ def plain(text: str, limit: int = 0, lines: bool = False) -> str:
 def _spelled(text: str, lines: bool) -> str:
     out: list[str] = []
     marks = 0
-    for char in text.replace("\r\n", "\n").expandtabs(4):
+    for char in text.replace("\r\n", "\n").replace("\t", " "):
         if char == "\n":
             out.append("\n" if lines else " ")
             continue
