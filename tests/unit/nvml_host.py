@@ -19,7 +19,7 @@ from provision.verdict import judge
 from tests.doubles import h200
 from tests.doubles.replay_pynvml import Answer
 from validators import check
-from validators.probes import gpu_pci, kernel_log
+from validators.probes import kernel_log, pci
 from validators.schema import HOST, Bye, CheckRequest, Hello, Measurement, Outcome, Plan, Record, encode
 
 CHECKS = ("compute_capability", "gpu_health")
@@ -102,15 +102,17 @@ def measure(
     *,
     log: kernel_log.KernelLog | Callable[[], kernel_log.KernelLog] = CLEAN,
     on_bus: Sequence[str] | None = None,
+    bus: bool = True,
 ) -> Measured:
-    """Run both checks with `module` as pynvml (None: it cannot be imported). Every record must pass the wire."""
+    """Run both checks with `module` as pynvml on a host with these addresses, or with no `bus`. Every record must pass the wire."""
     if on_bus is None:
         on_bus = ADDRESSES[: module.calls["nvmlDeviceGetCount()"]["result"]]
+    devices = [pci.PciDevice(address, 0x2335, 0x10DE, 0x18BF, 0x030200, "nvidia") for address in on_bus]
     read = log if callable(log) else lambda: log
     records: list[Record] = []
     with (
         _pynvml(module),
-        mock.patch.object(gpu_pci, "addresses", lambda: list(on_bus)),
+        mock.patch.object(pci, "nvidia_devices", lambda files: devices if bus else None),
         mock.patch.object(kernel_log, "read", read),
     ):
         for name in CHECKS:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.doubles import error, result
 from tests.unit.nvml_host import ADDRESSES, h200_host
 from validators.checks.compute_capability import sm_count
-from validators.probes import gpu_pci
 from validators.probes.nvml import Absent
 from validators.schema import NOT_APPLICABLE, UNKNOWN
 
@@ -102,21 +99,3 @@ def test_a_driver_from_before_a_call_leaves_that_fact_unknown() -> None:
     for metric in ("cuda_cores", "sm_count", "memory_bus_width"):
         assert measured.one(metric).absence == UNKNOWN
     assert measured.one("gpu_name").value == "NVIDIA H200"
-
-
-def test_gpus_are_found_in_sysfs_by_vendor_and_class(tmp_path: Path) -> None:
-    for address, vendor, kind in (
-        ("0000:00:06.0", "0x10de", "0x030200"),
-        ("0000:00:02.0", "0x10de", "0x030000"),
-        ("0000:00:02.1", "0x10de", "0x040300"),  # the card's sound device
-        ("0000:00:09.0", "0x10de", "0x068000"),  # an NVSwitch
-        ("0000:00:01.0", "0x8086", "0x030000"),
-    ):
-        device = tmp_path / address
-        device.mkdir()
-        (device / "vendor").write_text(vendor + "\n")
-        (device / "class").write_text(kind + "\n")
-    (tmp_path / "0000:00:0a.0").mkdir()  # going away: no files
-    assert gpu_pci.addresses(str(tmp_path)) == ["0000:00:02.0", "0000:00:06.0"]
-    with pytest.raises(OSError, match="No such file"):
-        gpu_pci.addresses(str(tmp_path / "none"))

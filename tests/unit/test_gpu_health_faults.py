@@ -232,6 +232,13 @@ def test_a_host_without_a_gpu_is_skipped_and_never_passes() -> None:
     assert measured.judged().status not in ("PASS", "WARN")
 
 
+def test_a_host_without_a_pci_bus_is_not_known_to_be_without_a_gpu() -> None:
+    measured = measure(_without_driver(), bus=False)
+    assert measured.metrics("FAIL") == {"nvml_answers"}
+    assert measured.outcome("gpu_health").status == "error"
+    assert measured.one("gpu_count_pci").absence == "unknown"
+
+
 def test_a_host_whose_only_gpu_is_gone_from_the_bus_still_fails_by_its_log() -> None:
     measured = measure(_without_driver(), on_bus=(), log=log_with(79))
     assert measured.metrics("FAIL") == {"xid"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, List, Optional, Union
 
 from validators.check import Context, Metric, Skip, check
-from validators.probes import gpu_pci
+from validators.probes import pci
 from validators.probes.gpu_report import report
 from validators.probes.nvml import Absent, Found, Gpu, Nvml, NvmlFailure, Reading, flag, number, part, session, text
+from validators.probes.sysfs import Files
 from validators.schema import NOT_APPLICABLE, UNKNOWN
 
 CORES_PER_SM = {
@@ -78,11 +79,11 @@ def compute_capability(ctx: Context) -> None:
 
 
 def _count_pci(ctx: Context) -> Optional[int]:
-    try:
-        count = len(gpu_pci.addresses())
-    except OSError as problem:
-        ctx.unknown("gpu_count_pci", f"the PCI bus cannot be listed: {problem}")
+    devices = pci.nvidia_devices(Files())
+    if devices is None:
+        ctx.unknown("gpu_count_pci", "this host shows no PCI bus in sysfs")
         return None
+    count = sum(device.is_gpu for device in devices)
     ctx.measure("gpu_count_pci", count)
     return count
 
@@ -107,7 +108,7 @@ def _measure(ctx: Context, nvml: Nvml, on_bus: Optional[int]) -> None:
 
 def _matches(reached: int, on_bus: Optional[int]) -> Reading:
     if on_bus is None:
-        return Absent(UNKNOWN, "the PCI bus cannot be listed")
+        return Absent(UNKNOWN, "this host shows no PCI bus in sysfs")
     if on_bus == 0 and reached:
         return Absent(NOT_APPLICABLE, "NVML reaches GPUs, but sysfs shows none (WSL, or a masked /sys)")
     return reached == on_bus

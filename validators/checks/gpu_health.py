@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import List, Optional
 
 from validators.check import Context, Metric, Skip, check
-from validators.probes import gpu_links, gpu_memory, gpu_pci, gpu_state, kernel_log, xid
+from validators.probes import gpu_links, gpu_memory, gpu_state, kernel_log, pci, xid
 from validators.probes.gpu_report import report
 from validators.probes.nvml import GPU_IS_LOST, RESET_REQUIRED, Absent, Found, Gpu, NvmlFailure, session
+from validators.probes.sysfs import Files
 from validators.schema import HOST, UNKNOWN
 
 _MEMORY = (
@@ -140,10 +141,8 @@ def gpu_health(ctx: Context) -> None:
 
 
 def _gpus_on_bus() -> bool:
-    try:
-        return bool(gpu_pci.addresses())
-    except OSError:
-        return True  # not known to be without one
+    devices = pci.nvidia_devices(Files())
+    return devices is None or any(device.is_gpu for device in devices)  # None: not known to be without one
 
 
 def _has_active_links(gpu: Gpu) -> bool:
