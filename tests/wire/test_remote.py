@@ -155,14 +155,41 @@ def test_a_connection_cut_mid_check_leaves_no_process(box: Box, tmp_path: Path) 
     thread = threading.Thread(target=lambda: runs.append(box.validate(bundle, plan_of(["x_tree"]))))
     thread.start()
     pids = noted(tmp_path)
-    for session in box.server.children():
-        name = Path(f"/proc/{session}/cmdline")
-        if name.exists() and b"sshd" in name.read_bytes().split(b"\0")[0]:
-            os.kill(session, signal.SIGKILL)
+    for session in _sessions(box):
+        os.kill(session, signal.SIGKILL)
     thread.join(30)
     assert said(runs[0]).startswith(("ConnectionLost: box", "WireError: box"))
     assert isinstance(runs[0].records[0], Hello)
     assert wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_connection_that_goes_dead_without_a_word_leaves_no_process(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ANSWER_S", 7)
+    monkeypatch.setattr(remote, "IDLE_S", 12.0)
+    bundle = bundle_of({"x_tree": spawn_and_note(tmp_path)})
+    runs: list[HostRun] = []
+    thread = threading.Thread(target=lambda: runs.append(box.validate(bundle, plan_of(["x_tree"]))))
+    thread.start()
+    pids = noted(tmp_path)
+    stopped = _sessions(box)
+    for session in stopped:  # as with a pulled cable: both ends live, and nothing passes between them
+        os.kill(session, signal.SIGSTOP)
+    try:
+        assert wait_until(lambda: not any(alive(pid) for pid in pids))
+        assert all(alive(session) for session in stopped)
+        thread.join(60)
+    finally:
+        for session in stopped:
+            os.kill(session, signal.SIGKILL)
+    assert said(runs[0]).startswith(("HostTimeout: box", "ConnectionLost: box"))
+
+
+def _sessions(box: Box) -> list[int]:
+    """The server's processes that carry connections."""
+    names = {pid: Path(f"/proc/{pid}/cmdline") for pid in box.server.children()}
+    return [pid for pid, path in names.items() if path.exists() and b"sshd" in path.read_bytes().split(b"\0")[0]]
 
 
 def test_an_operator_that_is_killed_leaves_no_process_and_keeps_its_records(box: Box, tmp_path: Path) -> None:
