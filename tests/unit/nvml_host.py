@@ -104,7 +104,7 @@ def measure(
     on_bus: Sequence[str] | None = None,
     bus: bool = True,
 ) -> Measured:
-    """Run both checks with `module` as pynvml on a host with these addresses, or with no `bus`. Every record must pass the wire."""
+    """Run both checks with `module` as pynvml, GPUs at these addresses, or no PCI `bus`. Records must pass the wire."""
     if on_bus is None:
         on_bus = ADDRESSES[: module.calls["nvmlDeviceGetCount()"]["result"]]
     devices = [pci.PciDevice(address, 0x2335, 0x10DE, 0x18BF, 0x030200, "nvidia") for address in on_bus]
