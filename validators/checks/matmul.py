@@ -163,7 +163,7 @@ def _on_cpu(ctx: Context) -> None:
     python = pythons.find_python(ctx.plan, "torch")
     if python is None:
         raise RuntimeError(pythons.explain(ctx.plan, "torch"))
-    params = {**_params(ctx), "subject": HOST}
+    params = {**_params(ctx), "subject": HOST, "dtypes": "fp32"}
     run_workload(ctx, python, "matmul", params, gpu_uuid=None, timeout_s=GPU_TIMEOUT_S)
     measured = {"known_answer", "exact_integer", "products_verified", "products_wrong"}
     for metric in ctx.info.metrics:

@@ -6,7 +6,7 @@ they are verified in verify.py, the number formats and their tolerances in kinds
 
 from __future__ import annotations
 
-from typing import Callable, List, Mapping, Tuple
+from typing import Callable, List, Mapping, Optional, Tuple
 
 import torch
 
@@ -25,7 +25,7 @@ class Results:
     def __init__(self, subject: str, emit: Callable[[Record], None]) -> None:
         self.subject = subject
         self._emit = emit
-        self._runs: List[Tuple[str, Run]] = []
+        self.runs: List[Tuple[str, Run]] = []
 
     def value(self, metric: str, value: Scalar, unit: str, note: str = "", **labels: str) -> None:
         """A measurement."""
@@ -36,13 +36,17 @@ class Results:
         for metric, unit in ((f"throughput_{kind.name}", kind.unit), (f"throughput_{kind.name}_spread", "ratio")):
             self._emit(Measurement(CHECK, self.subject, metric, None, unit, {}, absence, note[:MAX_TEXT]))
 
+    def unknown(self, metric: str, unit: str, note: str) -> None:
+        """A metric that could not be measured, and why."""
+        self._emit(Measurement(CHECK, self.subject, metric, None, unit, {}, UNKNOWN, note[:MAX_TEXT]))
+
     def progress(self, message: str, fraction: float) -> None:
         """What runs now."""
         self._emit(Progress(CHECK, self.subject, message, fraction))
 
     def rate(self, kind: Kind, run: Run) -> None:
         """A format's rate, its spread, and what verifying cost."""
-        self._runs.append((kind.name, run))
+        self.runs.append((kind.name, run))
         name = f"throughput_cpu_{kind.name}" if self.subject == HOST else f"throughput_{kind.name}"
         with_checks = 2 * run.n**3 * len(run.times) / run.total_s / 1e12
         labels = {
@@ -57,10 +61,10 @@ class Results:
 
     def products(self) -> None:
         """How many products were verified, and how many of them were wrong."""
-        notes = "; ".join(f"{name}: {note}" for name, run in self._runs for note in run.notes)
-        counts = ", ".join(f"{name} {run.verified}" for name, run in self._runs)
-        self.value("products_verified", sum(run.verified for _, run in self._runs), "count", counts)
-        self.value("products_wrong", sum(run.wrong for _, run in self._runs), "count", notes)
+        notes = "; ".join(f"{name}: {note}" for name, run in self.runs for note in run.notes)
+        counts = ", ".join(f"{name} {run.verified}" for name, run in self.runs)
+        self.value("products_verified", sum(run.verified for _, run in self.runs), "count", counts)
+        self.value("products_wrong", sum(run.wrong for _, run in self.runs), "count", notes)
 
 
 def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
@@ -80,30 +84,47 @@ def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
         results.absent(kind, NOT_APPLICABLE, why)
     results.progress("load: known answer and exact integers", 0.0)
     _exact(results, chosen, device)
-    starved = ""
+    problem: Optional[Exception] = None
     for done, kind in enumerate(chosen):
         results.progress(f"load: {kind.name}", (done + 0.5) / (len(chosen) + 0.5))
         try:
             run = largest(kind, device, seconds, int(params.get("size", 0)), memory=memory_of(device))
-        except MemoryError as problem:
-            starved = str(problem)
-            results.absent(kind, UNKNOWN, starved)
-        except RuntimeError as problem:
-            results.absent(kind, UNKNOWN, f"{kind.name} products failed: {problem}")
+        except MemoryError as starved:
+            problem = starved
+            results.absent(kind, UNKNOWN, str(starved))
+        except OPERATION_FAILED as failed:
+            problem = problem or failed
+            results.absent(kind, UNKNOWN, f"{kind.name} products failed: {failed}")
         else:
             results.rate(kind, run)
-    results.products()
-    if starved:
-        raise MemoryError(starved)
+    if results.runs:
+        results.products()
+    if problem is not None and (isinstance(problem, MemoryError) or not results.runs):
+        raise problem
+
+
+OPERATION_FAILED = (RuntimeError, TypeError, NotImplementedError)
+"""What torch raises for an operation that this card or this version of torch cannot do (TypeError: other arguments)."""
 
 
 def _exact(results: Results, chosen: List[Kind], device: torch.device) -> None:
     wrong = known_answer(chosen, device)
     results.value("known_answer", not wrong, "bool", "; ".join(wrong))
     exact = ExactInteger(device)
-    faults = [fault for fault in (exact.wrong(kind) for kind in chosen) if fault]
-    tried = ", ".join(kind.name for kind in chosen)
-    results.value("exact_integer", not faults, "bool", "; ".join(faults) or f"right to the last bit in {tried}")
+    faults: List[str] = []
+    right: List[str] = []
+    failed: List[str] = []
+    for kind in chosen:
+        try:
+            fault = exact.wrong(kind)
+        except OPERATION_FAILED as problem:
+            failed.append(f"{kind.name} products failed: {problem}")
+        else:
+            (faults if fault else right).append(fault or kind.name)
+    if failed and not faults:
+        results.unknown("exact_integer", "bool", "; ".join(failed))
+    else:
+        results.value("exact_integer", not faults, "bool", "; ".join(faults) or f"every bit right: {', '.join(right)}")
 
 
 def open_device(subject: str) -> torch.device:
