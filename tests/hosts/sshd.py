@@ -118,8 +118,13 @@ def sshd(
     key_kinds: Sequence[str] = ("ed25519",),
     config: Sequence[str] = (),
     key: Path | None = None,
+    run_as: str = "",
 ) -> Iterator[Sshd]:
-    """A server until the end of the `with`. `config`: more lines of sshd_config, which win over the usual ones."""
+    """A server until the end of the `with`. `config`: more lines of sshd_config, which win over the usual ones.
+
+    `run_as`: a user whom the server runs as, where the tests are root's; it lets in that user alone, and the
+    directory must be within that user's reach.
+    """
     program = find_sshd()
     need(program is not None, "openssh-server is not installed", installable=True)
     assert program is not None
@@ -130,9 +135,20 @@ def sshd(
     if key is None:
         key = make_key(directory / "user_key")
     (directory / "authorized_keys").write_text(public_key(key) + "\n")
+    if run_as:
+        for path in (directory, *directory.iterdir()):
+            shutil.chown(path, run_as)
     for _ in range(5):
         port = free_port()
-        process = _launch(program, directory, addresses=addresses, port=port, host_keys=host_keys, config=config)
+        process = _launch(
+            program,
+            directory,
+            addresses=addresses,
+            port=port,
+            host_keys=host_keys,
+            config=config,
+            run_as=run_as,
+        )
         if process is not None:
             break
     else:
@@ -140,7 +156,7 @@ def sshd(
     known_hosts = directory / "known_hosts"
     names = [f"[{address}]:{port}" for address in addresses if address != "0.0.0.0"] or [f"[127.*]:{port}"]
     known_hosts.write_text("".join(f"{','.join(names)} {public_key(one)}\n" for one in host_keys))
-    server = Sshd(directory, tuple(addresses), port, getpass.getuser(), key, host_keys, known_hosts, process)
+    server = Sshd(directory, tuple(addresses), port, run_as or getpass.getuser(), key, host_keys, known_hosts, process)
     try:
         yield server
     finally:
@@ -155,6 +171,7 @@ def _launch(
     port: int,
     host_keys: Sequence[Path],
     config: Sequence[str],
+    run_as: str,
 ) -> subprocess.Popen[bytes] | None:
     """Start it and wait until it listens; None where it did not (the port was taken meanwhile)."""
     lines = [
@@ -165,7 +182,7 @@ def _launch(
         f"AuthorizedKeysFile {directory / 'authorized_keys'}",
         "PidFile none",
         "StrictModes no",
-        "UsePAM no",
+        f"UsePAM {'yes' if run_as else 'no'}",  # without PAM it takes a user without a password for a locked one
         "UseDNS no",
         "PasswordAuthentication no",
         "KbdInteractiveAuthentication no",
@@ -178,7 +195,10 @@ def _launch(
     (directory / "sshd_config").write_text("\n".join(lines) + "\n")
     with (directory / "sshd.log").open("ab") as log:
         process = subprocess.Popen(
-            [program, "-D", "-e", "-f", str(directory / "sshd_config")], stdin=subprocess.DEVNULL, stderr=log
+            [program, "-D", "-e", "-f", str(directory / "sshd_config")],
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            user=run_as or None,
         )
     address = "127.0.0.1" if addresses[0] == "0.0.0.0" else addresses[0]
     deadline = time.monotonic() + 20

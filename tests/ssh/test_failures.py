@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -257,6 +259,23 @@ def test_a_forced_command_that_ignores_ours_is_handed_on_as_it_is(tmp_path: Path
     ):
         done = transport.run(["true"])
     assert (done.returncode, done.stdout) == (1, b"This account is not available.\n")
+
+
+def test_a_plain_users_server_serves_and_an_account_without_a_shell_says_so() -> None:
+    """The test server as a plain user; on most systems `nobody` has a shell that refuses."""
+    need(os.geteuid() == 0, "only root can start a server as somebody else", installable=False)
+    shell = pwd.getpwnam("nobody").pw_shell
+    need("nologin" in shell, "nobody may log in here", installable=False)
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        with (
+            sshd(Path(directory) / "plain", run_as="nobody") as server,
+            connect(server.host(), known_hosts=server.known_hosts) as transport,
+        ):
+            assert Path(f"/proc/{server.process.pid}").stat().st_uid == pwd.getpwnam("nobody").pw_uid
+            done = transport.run(["true"])
+    assert done.returncode != 0
+    assert b"not available" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "zsh", "fish", "tcsh"])
