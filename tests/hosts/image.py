@@ -86,7 +86,7 @@ def can_pull(docker: Docker) -> bool:
     return True
 
 
-def _context(directory: Path) -> None:
+def host_files(directory: Path) -> None:
     """Lay out what goes into the image: our files, and the machine's own ways to its mirrors."""
     shutil.copytree(FILES, directory / "files")
     for name in ("certs", "apt.conf.d"):
@@ -105,7 +105,7 @@ def build(docker: Docker, *, pull: bool) -> str:
     """Return the name of an image of the hosts, built now or before."""
     with tempfile.TemporaryDirectory(dir=cache_directory()) as scratch:
         context = Path(scratch)
-        _context(context)
+        host_files(context)
         digest = hashlib.sha256(f"{pull} {PACKAGES} {COMPONENTS}".encode())
         for path in sorted(item for item in context.rglob("*") if item.is_file()):
             digest.update(str(path.relative_to(context)).encode() + path.read_bytes())
