@@ -12,6 +12,9 @@ def main(argv: List[str]) -> int:
     """Do what the words ask; returns the exit status. Imports are late: start-up time is paid on every host."""
     what = argv[0] if argv else "--help"
     if what == "wire":
+        from validators.unpack import load_unpacked
+
+        load_unpacked(*argv[1:2])
         from validators.wire import serve
 
         return serve(argv[1:])

@@ -9,8 +9,16 @@ import os
 import stat
 from typing import Dict
 
+import validators
+
 MANIFEST = "validators/MANIFEST"
 """Lines of "sha256  name", written by provision.bundle."""
+
+
+def load_unpacked(sha256: str = "") -> None:
+    """Take the modules that are still to be imported from the unpacked bundle, where there is one."""
+    folder = unpacked(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), sha256)
+    validators.__path__ = [os.path.join(folder, "validators")]
 
 
 def unpacked(root: str, sha256: str) -> str:

@@ -15,7 +15,6 @@ from validators import lease
 from validators.processes import bundle_root
 from validators.runner import Runner
 from validators.schema import SCHEMA, Bye, Hello, Record, SchemaError, decode_plan, encode
-from validators.unpack import unpacked
 
 MAX_PLAN_BYTES = 1 << 20
 PLAN_WITHIN_S = 60.0
@@ -71,7 +70,7 @@ def serve(argv: List[str]) -> int:
                 time.time(),
             )
         )
-        Runner(plan, emit, family, unpacked(root, sha256)).run()
+        Runner(plan, emit, family, root).run()
         family.end_all()
         write(Bye(count))
     except BrokenPipeError:
