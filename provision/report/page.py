@@ -114,13 +114,20 @@ def _verdict_rows(host: HostReport, verdicts: Iterable[Verdict]) -> list[Row]:
         key = (one.check, one.metric, labels, criterion, one.required, one.next_step, loose)
         row = rows.setdefault(key, Row(one.check, one.metric, labels, one))
         gathered.setdefault(id(row), []).append((one.subject, one.measurement))
-        if one.reason and one.reason not in row.reasons:
+        if one.reason and one.reason not in row.reasons and not _said_by_columns(one):
             row.reasons.append(one.reason)
         if one.next_step and one.next_step not in row.steps:
             row.steps.append(one.next_step)
     for row in rows.values():
         row.values = _values(host, gathered[id(row)])
     return list(rows.values())
+
+
+def _said_by_columns(one: Verdict) -> bool:
+    """Whether the reason only repeats what the row shows anyway: measured, required and because."""
+    return one.criterion is not None and one.reason.endswith(
+        f"; required: {one.required}, because {one.criterion.because}"
+    )
 
 
 def _fact_rows(host: HostReport, measurements: Iterable[Measurement]) -> list[Row]:

@@ -70,7 +70,7 @@ def render_chain(host: HostReport) -> RenderableType:
         )
     parts: list[RenderableType] = [_text(host.chain.sentence, "bold"), table]
     broken = host.chain.broken
-    if broken is not None and broken.mend:
+    if broken is not None and broken.mend and broken.mend not in host.chain.sentence:
         parts.append(Text.assemble(("To mend it: ", "bold"), _text(broken.mend, "cyan", 1000)))
     return Group(*parts)
 
@@ -122,22 +122,22 @@ def _host(host: HostReport) -> Padding:
 
 
 def _problems(host: HostReport, problems: list[Verdict]) -> Table:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name in ("Verdict", "What", "Measured", "Required", "Why, and what next"):
-        table.add_column(name, overflow="fold", min_width=5)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    before = ""
     for one in problems:
-        why = _text(one.reason, limit=600)
+        name = f"{one.check}.{one.metric}" if one.metric else one.check
+        what = Text.assemble(_text(name, "bold", 80), _text(f"  {view.subject_name(host, one.subject)}", "dim", 64))
+        what.append("\n").append_text(_text(one.reason, limit=600))
+        if one.required and one.required not in one.reason:
+            what.append_text(_text(f"; measured: {measured(one.measurement)}, required: {one.required}", limit=200))
         if one.next_step:
-            why.append("\n→ ", "cyan").append_text(_text(one.next_step, "cyan", 600))
-        what = _text(f"{one.check}.{one.metric}" if one.metric else one.check, limit=80)
-        what.append_text(_text(f" {view.subject_name(host, one.subject)}", "dim", 64))
-        table.add_row(
-            Text(one.status, _STYLES[one.status]),
-            what,
-            _text(measured(one.measurement) if one.measurement else "-", limit=80),
-            _text(one.required or "-", limit=80),
-            why,
-        )
+            step = _text(one.next_step, limit=600) if one.next_step != before else Text("as above")
+            what.append("\n→ ").append_text(step)
+            what.stylize("cyan", len(what) - len(step) - 2)
+        before = one.next_step
+        table.add_row(Text(one.status, _STYLES[one.status]), what)
     return table
 
 

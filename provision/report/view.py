@@ -105,7 +105,7 @@ def labels_text(measurement: Measurement | None) -> str:
     """The labels that tell two measurements of a metric apart: "framework torch, address 0000:06:00.0"."""
     if measurement is None:
         return ""
-    return ", ".join(f"{name} {value}" for name, value in sorted(measurement.labels.items()))
+    return ", ".join(f"{name} {value}" for name, value in sorted(measurement.labels.items()) if value)
 
 
 def gpus_text(host: HostReport) -> str:

@@ -302,3 +302,13 @@ def test_gpus_with_the_very_same_value_share_a_line_and_others_do_not() -> None:
     (section,) = page.sections(report(host))
     (row,) = section.facts["x"]
     assert [(one.subject, one.text) for one in row.values] == [("GPU 0, 1, 3", "1"), ("GPU 2", "2")]
+
+
+def test_a_reason_that_repeats_the_row_is_not_written_twice() -> None:
+    host = slow_gpu_host()
+    fail = next(one for one in host.verdicts if one.status == "FAIL")
+    because = fail.criterion.because if fail.criterion else ""
+    said = replace(fail, reason=f"43.11 TFLOP/s; required: {fail.required}, because {because}")
+    text = words(report(replace(host, verdicts=(said,))))
+    assert text.count(because) == 1
+    assert text.count(fail.required) == 1
