@@ -31,6 +31,8 @@ def plain(text: str, limit: int = 0, lines: bool = False) -> str:
         text = text[:limit]
     if not _SAFE.fullmatch(text):
         text = _spelled(_COLOUR.sub("", text), lines)
+        if 0 < limit < len(text):  # spelled out, it may be longer than it was
+            text, clipped = text[:limit], True
     return f"{text}… ({full:,} characters)" if clipped else text
 
 

@@ -110,6 +110,8 @@ def labels_text(measurement: Measurement | None) -> str:
 
 def gpus_text(host: HostReport) -> str:
     """How many of which model: 4 x NVIDIA H200."""
+    if not host.measurements:
+        return "GPUs not known"
     models = Counter(gpu.name for gpu in host.gpus)
     return ", ".join(f"{count} x {name}" for name, count in models.items()) or "no GPU seen"
 

@@ -59,6 +59,7 @@ def test_plain_keeps_lines_only_where_asked() -> None:
 def test_plain_clips_and_says_how_much_there_was() -> None:
     assert plain("A" * 4096, 10) == "AAAAAAAAAA… (4,096 characters)"
     assert plain("A" * 10, 10) == "A" * 10
+    assert plain("\u202e" * 10, 10) == "\\u202e\\u20… (10 characters)"
 
 
 def test_plain_stops_a_tower_of_accents() -> None:
