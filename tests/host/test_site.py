@@ -2,7 +2,7 @@
 
 The first host gets the packages; the second gets nvtop from a source tree and a framework's environment. The stand-in
 for a framework is `six`, since torch is 200 MB and the role does the same with it. Docker is the distribution's: the
-vendor's repository is not reachable from every machine that runs these tests, so test_vendor_repository has a stub.
+vendor's repository is not within reach of every machine that runs these tests.
 """
 
 from __future__ import annotations
