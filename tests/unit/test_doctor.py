@@ -441,3 +441,15 @@ def test_wsl_shows_no_bus_but_nvml_counts():
 
     assert walk(host(*wsl), OUTCOMES).broken is None
     assert "wsl --update" in walk(host(*wsl, *NO_NVML), OUTCOMES).sentence
+
+
+def test_a_context_on_both_and_an_answer_from_one_is_not_known():
+    two = host(
+        ("system.gpu_count", 2),
+        ("software.device_nodes", 2),
+        ("compute_capability.gpu_count_nvml", 2),
+        ("preflight.devices_seen", 2),
+    )
+    two += [replace(one, subject="GPU-second") for one in MEASURED if one.metric == "context"]
+
+    assert is_first_broken(walk(two, OUTCOMES), "known answer", state="unknown")
