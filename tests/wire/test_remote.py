@@ -186,6 +186,12 @@ def test_a_connection_that_goes_dead_without_a_word_leaves_no_process(
     assert said(runs[0]).startswith(("HostTimeout: box", "ConnectionLost: box"))
 
 
+def test_a_long_check_keeps_its_lease_since_this_side_answers(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ANSWER_S", 9)
+    bundle = bundle_of({"x_long": "import time\ntime.sleep(13)\nctx.measure('n', 1)"})
+    assert complete(box.validate(bundle, plan_of(["x_long"])))
+
+
 def _sessions(box: Box) -> list[int]:
     """The server's processes that carry connections."""
     names = {pid: Path(f"/proc/{pid}/cmdline") for pid in box.server.children()}
