@@ -165,8 +165,8 @@ def _unlock_vaults(loader: Any) -> None:
 
 def _meant(source: str) -> str:
     path = Path(source)
-    if path.is_file() and os.access(path, os.X_OK):
-        return "script"
+    if path.is_file() and os.access(path, os.X_OK) and path.read_bytes()[:2] in (b"#!", b"\x7fE"):
+        return "script"  # a text file may be executable by accident, or by its file system
     if path.suffix == ".toml":
         return "toml"
     if path.suffix in _YAML or _lines(source)[:1] == ["---"]:

@@ -92,6 +92,7 @@ class SshProcess:
         self._unsent = memoryview(stdin or b"")
         self._feeds = stdin is not None
         self._ended = False
+        self._unmark = Unmark()
 
     def send(self, data: bytes) -> None:
         """Write to its stdin and leave that open."""
@@ -107,14 +108,13 @@ class SshProcess:
     def chunks(self, *, deadline_s: float, idle_s: float) -> Iterator[tuple[Stream, bytes]]:
         """Yield what it writes until the channel closes, without what the login shell said before it."""
         started = heard = time.monotonic()
-        unmark = Unmark()
         while True:
             self._wake.reset()
             closed = self._channel.closed  # read before the buffers: nothing can follow it
             progressed = self._feed() if self._feeds else False
             for stream, data in self._available():
                 progressed, heard = True, time.monotonic()
-                own = unmark.feed(stream, data)
+                own = self._unmark.feed(stream, data)
                 if own:
                     yield stream, own
             if progressed:
@@ -128,7 +128,7 @@ class SshProcess:
             # A window that opens rings nothing, so with input left it is looked at again soon.
             self._wake.wait(min(left, _FULL_WINDOW_POLL_S) if self._feeds else left)
         for stream in ("stdout", "stderr"):
-            held = unmark.rest(stream)
+            held = self._unmark.rest(stream)
             if held:
                 yield stream, held
         self._check_ended_well()

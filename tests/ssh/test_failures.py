@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from provision.errors import ConnectError, ConnectionLost, HostTimeout
 from provision.hosts import Host
 from provision.transport import connect
-from tests.hosts.sshd import Sshd, descendants, free_port, sshd
+from tests.hosts.sshd import Sshd, descendants, free_port, make_key, public_key, sshd
 from tests.need import need
 from tests.ssh.waiting import eventually, gone, running
 
@@ -197,14 +198,52 @@ def test_a_connection_cut_while_a_program_runs_is_lost_and_the_lease_ends_it(own
 def test_a_host_that_falls_silent_is_a_timeout_and_closing_does_not_hang(own: Sshd) -> None:
     with connect(own.host(), known_hosts=own.known_hosts, timeout_s=2) as transport:
         process = transport.start(["sh", "-c", "while :; do echo x; sleep 0.1; done"])
-        chunks = process.chunks(deadline_s=60, idle_s=1.0)
-        assert next(chunks) == ("stdout", b"x\n")
+        assert next(process.chunks(deadline_s=60, idle_s=60)) == ("stdout", b"x\n")
         stopped = sessions(own)
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         with pytest.raises(HostTimeout, match=r"box: the host wrote nothing for 1 s"):
-            list(chunks)
+            list(process.chunks(deadline_s=60, idle_s=1.0))
         with pytest.raises(ConnectionLost, match="did not start a program"):
+            transport.start(["true"])
+
+
+class _NeverAnswersExec(paramiko.ServerInterface):
+    """A double, because OpenSSH always answers: it opens the channel, takes the command and says nothing."""
+
+    def get_allowed_auths(self, username: str) -> str:
+        return "publickey"
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return paramiko.common.AUTH_SUCCESSFUL
+
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return paramiko.common.OPEN_SUCCEEDED
+
+    def check_channel_exec_request(self, channel: paramiko.Channel, command: bytes) -> bool:
+        threading.Event().wait(120)
+        return False
+
+
+@pytest.mark.timeout(45)
+def test_a_host_that_never_answers_a_command_is_given_up(tmp_path: Path) -> None:
+    key = make_key(tmp_path / "key")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def serve() -> None:
+            transport = paramiko.Transport(listening.accept()[0])
+            transport.add_server_key(paramiko.Ed25519Key.from_private_key_file(str(key)))
+            transport.start_server(server=_NeverAnswersExec())
+
+        threading.Thread(target=serve, daemon=True).start()
+        known = tmp_path / "known_hosts"
+        known.write_text(f"[127.0.0.1]:{port} {public_key(key)}\n")
+        host = Host("box", "127.0.0.1", port, "me", private_key_file=str(key), ssh_args="-F none")
+        with (
+            connect(host, known_hosts=known, timeout_s=1.5) as transport,
+            pytest.raises(ConnectionLost, match="did not start a program"),
+        ):
             transport.start(["true"])
 
 

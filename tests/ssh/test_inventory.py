@@ -166,7 +166,13 @@ def test_a_malformed_inventory_quotes_the_line(tmp_path: Path, name: str, text: 
 def test_a_yaml_file_is_never_taken_for_an_ini_file(tmp_path: Path) -> None:
     """Ansible tries the next format: a broken YAML file can turn into hosts of strange names."""
     assert "i.yml" in wrong(write(tmp_path, "box: [\n", "i.yml")).message
-    assert "i.yml" in wrong(write(tmp_path, "- box1\n- box2\n", "i.yml")).message
+    assert "i.yml" in wrong(write(tmp_path, "box1\nbox2\n", "i.yml")).message
+
+
+def test_an_ini_file_that_is_executable_by_accident_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "box\n")
+    path.chmod(0o755)
+    assert one(path).name == "box"
 
 
 def test_one_broken_file_of_a_directory_is_an_error_though_the_others_have_hosts(tmp_path: Path) -> None:

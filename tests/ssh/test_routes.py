@@ -211,7 +211,7 @@ def test_a_proxy_command_carries_the_connection_and_ends_with_it(
 ) -> None:
     relay = tmp_path / "relay.py"
     relay.write_text(RELAY)
-    command = f"{sys.executable} {relay} %h %p"
+    command = f"sh -c '{sys.executable} {relay} %h %p; sleep 600'"  # outlives its socket, unless it is ended
     if where == "config":
         configure(home, f"Host 127.0.0.1\n  ProxyCommand {command}\n")
         host = server.host(ssh_args="")
