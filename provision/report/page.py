@@ -204,21 +204,27 @@ def _is_number(value: object) -> bool:
 
 
 def _bullet(host: HostReport, title: str, verdicts: list[Verdict]) -> Markup:
-    verdicts = sorted(verdicts, key=lambda one: view.subject_order(host, one.subject))[:PLOTTED_GPUS]
-    dots = [
-        Dot(view.subject_name(host, one.subject), float(one.measurement.value), one.status == "PASS")
-        for one in verdicts
-        if one.measurement is not None and isinstance(one.measurement.value, (int, float))
-    ]
+    """A row per GPU, good where every criterion of the metric holds; a line at each of their thresholds."""
+    dots: dict[str, Dot] = {}
+    bounds: set[float] = set()
+    peaks: set[float] = set()
+    for one in sorted(verdicts, key=lambda each: view.subject_order(host, each.subject)):
+        measured, criterion, required = one.measurement, one.criterion, one.required_value
+        if measured is None or criterion is None or not isinstance(required, (int, float)):
+            continue
+        if not isinstance(measured.value, (int, float)):
+            continue
+        before = dots.get(one.subject)
+        good = one.status == "PASS" and (before is None or before.good)
+        dots[one.subject] = Dot(view.subject_name(host, one.subject), float(measured.value), good)
+        bounds.add(float(required))
+        if isinstance(criterion.value, Fraction) and 0 < criterion.value.fraction < 1:
+            peaks.add(required / criterion.value.fraction)
     first = verdicts[0]
-    bounds = sorted({float(one.required_value) for one in verdicts if isinstance(one.required_value, (int, float))})
-    peak = None
-    criterion = first.criterion
-    if criterion is not None and isinstance(criterion.value, Fraction) and 0 < criterion.value.fraction < 1 and bounds:
-        peak = bounds[-1] / criterion.value.fraction
     unit = first.measurement.unit if first.measurement else ""
-    sign = _SIGNS[criterion.rule] if criterion else ""
-    return bullet(title, unit, dots, sign=sign, bounds=bounds, peak=peak)
+    sign = _SIGNS[first.criterion.rule] if first.criterion else ""
+    shown = list(dots.values())[:PLOTTED_GPUS]
+    return bullet(title, unit, shown, sign=sign, bounds=sorted(bounds), peak=max(peaks, default=None))
 
 
 def traces(host: HostReport) -> list[tuple[str, list[Markup]]]:

@@ -16,6 +16,8 @@ from provision.report.text import plain
 
 WIDTH = 360
 _LEFT, _RIGHT, _ROW = 62, 58, 20
+_LABEL = 60
+"""The room that the label of a line takes."""
 _MAX_POINTS = 120
 """Points of a trace that are drawn: the lowest and the highest of each of half as many slices of time."""
 
@@ -46,7 +48,7 @@ def bullet(
     parts = [_axis(x(tick), top - 4, foot, number(tick)) for tick in ticks]
     if peak:
         parts.append(f'<line class="peak" x1="{x(peak)}" x2="{x(peak)}" y1="{top - 4}" y2="{foot}"/>')
-        if all(abs(x(peak) - x(bound)) > 60 for bound in bounds):
+        if all(abs(x(peak) - x(bound)) > _LABEL for bound in bounds):
             parts.append(
                 f'<text class="tick" x="{x(peak)}" y="{top - 9}" text-anchor="middle">peak {number(peak)}</text>'
             )
@@ -59,11 +61,13 @@ def bullet(
             f"{_mark(x(dot.value), y, dot.good)}"
             f'<text class="value {kind}" x="{WIDTH}" y="{y + 3.5}" text-anchor="end">{number(dot.value)}</text>'
         )
+    strictest = min(bounds, default=0.0) if sign == "≤" else max(bounds, default=0.0)
     for bound in bounds:
-        parts.append(
-            f'<line class="bound" x1="{x(bound)}" x2="{x(bound)}" y1="{top - 5}" y2="{foot}"/>'
-            f'<text class="need" x="{x(bound)}" y="{top - 9}" text-anchor="middle">{sign} {number(bound)}</text>'
-        )
+        parts.append(f'<line class="bound" x1="{x(bound)}" x2="{x(bound)}" y1="{top - 5}" y2="{foot}"/>')
+        if bound == strictest or abs(x(bound) - x(strictest)) > _LABEL:
+            parts.append(
+                f'<text class="need" x="{x(bound)}" y="{top - 9}" text-anchor="middle">{sign} {number(bound)}</text>'
+            )
     needs = " and ".join(f"{sign} {number(bound)} {shown}" for bound in bounds)
     said = "; ".join(
         f"{plain(dot.label, 40)} {number(dot.value)}{'' if dot.good else ', not good enough'}" for dot in dots
