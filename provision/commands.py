@@ -28,6 +28,7 @@ from provision.remote import HostRun, Job, validate_host
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
+from provision.report.text import plain
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
 from validators.schema import Record
@@ -103,6 +104,8 @@ def doctor(selection: Selection, options: CheckOptions, *, as_json: bool = False
     else:
         console = out()
         for host in report.hosts:
+            if len(report.hosts) > 1:
+                console.print(f"\n{plain(host.name)}", style="bold", markup=False)
             console.print(render_chain(host))
     return max(_chain_code(host) for host in report.hosts)
 

@@ -62,13 +62,19 @@ def render_chain(host: HostReport) -> RenderableType:
     table.add_column(justify="right")
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    behind = [link.name for link in host.chain.links if link.state == "not_reached"]
     for link in host.chain.links:
+        if link.state == "not_reached":
+            continue
         sign, style = _SIGNS[link.state]
-        evidence = link.evidence if link.state not in ("not_reached",) else view.STATES[link.state]
         table.add_row(
-            Text(sign, style), Text(plain(link.name, 40), style), _text(evidence, "dim" if style != "bold red" else "")
+            Text(sign, style),
+            Text(plain(link.name, 40), style),
+            _text(link.evidence, "dim" if style != "bold red" else ""),
         )
     parts: list[RenderableType] = [_text(host.chain.sentence, "bold"), table]
+    if behind:
+        parts.append(_text(f"Not reached: {', '.join(behind)}.", "dim"))
     broken = host.chain.broken
     if broken is not None and broken.mend and broken.mend not in host.chain.sentence:
         parts.append(Text.assemble(("To mend it: ", "bold"), _text(broken.mend, "cyan", 1000)))

@@ -53,9 +53,23 @@ def test_a_host_without_a_driver_has_absences_and_no_good_values(tmp_path: Path)
     for metric in ("module_loaded_version", "module_flavour", "driver_consistent", "cuda_toolkit", "docker", "nvtop"):
         assert host.one(metric).absence == NOT_APPLICABLE, metric
     assert {one.absence for one in host.all("userspace_version")} == {NOT_APPLICABLE}
-    assert host.value("module_for_kernel") is False
+    assert host.one("module_for_kernel").absence == NOT_APPLICABLE
     assert host.value("device_nodes") == 0
     assert host.one("module_package_version").absence == UNKNOWN
+
+
+def test_a_card_without_a_driver_lacks_its_module(tmp_path: Path):
+    card = "/sys/bus/pci/devices/0000:00:06.0"
+
+    host = look(
+        tmp_path,
+        VM,
+        outputs={},
+        **{f"{card}/vendor": "0x10de\n", f"{card}/device": "0x2335\n", f"{card}/class": "0x030200\n"},
+    )
+
+    assert host.value("module_for_kernel") is False
+    assert host.value("uvm_node") is False
 
 
 def test_a_library_of_another_version_is_told(tmp_path: Path):

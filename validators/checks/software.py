@@ -11,7 +11,7 @@ import sys
 from typing import Dict, List, Mapping, Optional, Sequence
 
 from validators.check import Context, Metric, check
-from validators.probes import command, driver, packages, pythons
+from validators.probes import command, driver, packages, pci, pythons
 from validators.probes.driver import Tool
 from validators.probes.sysfs import Files
 
@@ -54,6 +54,9 @@ _TOOLS: Mapping[str, Mapping[str, object]] = {
 """Metric -> the packages that bring it, and the tool whose --version tells where no package does."""
 
 
+NO_GPU = "no NVIDIA GPU on the PCI bus"
+
+
 def _run(argv: Sequence[str]) -> command.Ran:
     return command.run(argv, timeout_s=5.0)
 
@@ -76,16 +79,18 @@ def collect(ctx: Context, files: Files, tool: Tool) -> None:
     kernel = files.text("/proc/sys/kernel/osrelease") or platform.release()
     installed = packages.installed(files)
     now = driver.loaded(files)
-    _module(ctx, files, tool, kernel, now)
+    devices = pci.nvidia_devices(files)
+    without_gpu = devices is not None and not any(device.is_gpu for device in devices)
+    _module(ctx, files, tool, kernel=kernel, now=now, without_gpu=without_gpu)
     _packages(ctx, installed, kernel)
     _libraries(ctx, files, tool, now)
-    _nodes(ctx, files, now)
+    _nodes(ctx, files, without_gpu)
     _cuda(ctx, files, installed or {}, tool)
     _tools(ctx, installed or {}, tool)
     ctx.measure("python", platform.python_version(), labels={"path": sys.executable})
 
 
-def _module(ctx: Context, files: Files, tool: Tool, kernel: str, now: driver.Loaded) -> None:
+def _module(ctx: Context, files: Files, tool: Tool, *, kernel: str, now: driver.Loaded, without_gpu: bool) -> None:
     is_loaded = bool(now.version) or driver.is_loaded(files, "nvidia")
     ctx.measure("nouveau_loaded", driver.is_loaded(files, "nouveau"))
     if now.version:
@@ -109,6 +114,9 @@ def _module(ctx: Context, files: Files, tool: Tool, kernel: str, now: driver.Loa
         labels["path"] = "/sys/module/nvidia"
         ctx.measure("module_for_kernel", True, labels=labels, note="it is loaded; no file of it below /lib/modules")
         ctx.not_applicable("module_file_version", f"no module file below /lib/modules/{kernel}")
+    elif without_gpu:
+        ctx.not_applicable("module_for_kernel", NO_GPU, labels=labels)
+        ctx.not_applicable("module_file_version", NO_GPU)
     else:
         labels["other_kernels"] = " ".join(driver.kernels_with_module(files))
         labels["build_log"] = " ".join(driver.build_logs(files, kernel))
@@ -161,13 +169,16 @@ def _libraries(ctx: Context, files: Files, tool: Tool, now: driver.Loaded) -> No
         ctx.unknown("driver_consistent", "no libnvidia-ml.so.1 whose version is known")
 
 
-def _nodes(ctx: Context, files: Files, now: driver.Loaded) -> None:
+def _nodes(ctx: Context, files: Files, without_gpu: bool) -> None:
     cards = [f"/dev/{name}" for name in files.names("/dev") if re.fullmatch(r"nvidia\d+", name)]
     cards = [path for path in cards if files.is_device(path)]
     control, uvm = files.is_device("/dev/nvidiactl"), files.is_device("/dev/nvidia-uvm")
     ctx.measure("device_nodes", len(cards))
     ctx.measure("device_control_node", control)
-    ctx.measure("uvm_node", uvm)
+    if without_gpu and not uvm:
+        ctx.not_applicable("uvm_node", NO_GPU)
+    else:
+        ctx.measure("uvm_node", uvm)
     if not cards and not control:
         ctx.not_applicable("device_nodes_open", "no device nodes")
         return

@@ -74,6 +74,8 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
     report.value("framework_version", framework.version())
     architectures = build(report, framework)
     if params.get("device") == "cpu":
+        for metric in ("devices_seen", "arch_supported", "context"):
+            report.none(metric, NOT_APPLICABLE, "asked to run on the CPU")
         answer(report, framework, None, HOST)
         return
     _, said = cuda.initialise()
