@@ -15,11 +15,11 @@ from provision.catalogue import load_catalogue
 from provision.criteria import Fraction, load
 from provision.criteria.physics import figure
 from provision.criteria.rules import holds
-from provision.evidence import gather
 from provision.hosts import Host
 from provision.remote import HostRun
 from provision.report.model import Report
 from provision.verdict import judge
+from provision.verdict.evidence import gather
 from tests.unit.judging import CATALOGUE, CRITERIA, GPU0, GPU1, PLAN, answered, criterion, good, report_of
 from validators.schema import (
     HOST,

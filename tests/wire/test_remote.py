@@ -129,10 +129,18 @@ def test_noise_of_the_interpreter_itself_breaks_nothing(box: Box, tmp_path: Path
     assert complete(box.validate(bundle_of({"x_good": GOOD}), plan_of(["x_good"]), python=python))
 
 
-def test_modules_in_the_home_folder_do_not_stand_before_pythons_own(box: Box) -> None:
+def test_modules_in_the_working_directory_do_not_stand_before_pythons_own(box: Box, tmp_path: Path) -> None:
     for name in ("base64", "zlib", "json", "hashlib", "validators", "pynvml"):
         (box.home / f"{name}.py").write_text("import os; os.write(1, b'TRAPPED'); os._exit(9)")
-    assert complete(box.validate(bundle_of({"x_good": GOOD}), plan_of(["x_good"])))
+    python = program(
+        tmp_path / "python3",
+        f"""
+        import os, sys
+        os.chdir({str(box.home)!r})  # where a login shell begins, for a user whose home is not this test's
+        os.execv({sys.executable!r}, [{sys.executable!r}, *sys.argv[1:]])
+        """,
+    )
+    assert complete(box.validate(bundle_of({"x_good": GOOD}), plan_of(["x_good"]), python=python))
 
 
 def test_a_host_that_goes_silent_is_given_up_and_its_records_stay(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from provision.criteria.loader import Criteria
 from provision.criteria.model import Criterion
 from provision.criteria.physics import GpuFacts, name_matches
-from provision.evaluate import NOT_JUDGED, SEE_RECORDS, evaluate, labels_match, requirement
-from provision.evidence import Evidence
 from provision.report.model import Status, Verdict
+from provision.verdict.evaluate import NOT_JUDGED, SEE_RECORDS, evaluate, labels_match, requirement
+from provision.verdict.evidence import Evidence
 from validators.schema import ERROR, HOST, RAN, SKIPPED, CheckInfo, Measurement, Outcome
 
 

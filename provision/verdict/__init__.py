@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from provision.cells import Cells, Scopes
 from provision.criteria.expectations import INVENTORY
 from provision.criteria.loader import Criteria
 from provision.doctor import walk
-from provision.evaluate import SEE_RECORDS
-from provision.evidence import Evidence, gather
 from provision.hosts import Host
 from provision.remote import Failure, HostRun
 from provision.report.model import Chain, HostReport, Report, Status, Verdict
+from provision.verdict.cells import Cells, Scopes
+from provision.verdict.evaluate import SEE_RECORDS
+from provision.verdict.evidence import Evidence, gather
 from validators.schema import HOST, CheckInfo, Plan
 
 CONNECTION = "connection"

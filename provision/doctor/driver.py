@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from provision.compat import cards
-from provision.diagnosis.facts import Facts
-from provision.diagnosis.finding import Finding, broken, holds, unknown
+from provision.doctor.facts import Facts
+from provision.doctor.finding import Finding, broken, holds, unknown
 
 NO_DRIVER = "No NVIDIA driver is installed"
 

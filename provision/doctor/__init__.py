@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from provision.diagnosis import driver, framework
-from provision.diagnosis.facts import Facts
-from provision.diagnosis.finding import Finding
+from provision.doctor import driver, framework
+from provision.doctor.facts import Facts
+from provision.doctor.finding import Finding
 from provision.report.model import Chain, Link, LinkState
 from validators.schema import Measurement, Outcome
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from provision.compat import cards
-from provision.diagnosis.driver import driver_version
-from provision.diagnosis.facts import Facts
-from provision.diagnosis.finding import Finding, broken, holds, unknown
+from provision.doctor.driver import driver_version
+from provision.doctor.facts import Facts
+from provision.doctor.finding import Finding, broken, holds, unknown
 from validators.schema import ERROR
 
 
