@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +24,7 @@ from provision.executors import make_executor
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
 from provision.plan import Choice, make_plan, parse_params
-from provision.remote import HostRun, Job, validate_host
+from provision.remote import HostRun, Job, interrupt, validate_host
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
@@ -34,6 +34,8 @@ from provision.verdict import exit_code
 from validators.schema import Record
 
 HostKeys = Literal["strict", "accept-new"]
+INTERRUPT_S = 5.0
+"""Seconds that hosts get after Ctrl-C to end what they run and say so."""
 DOCTOR_CHECKS = ("system", "software", "compute_capability", "gpu_health", "preflight")
 """What the chain of `bringup doctor` is walked from."""
 
@@ -232,6 +234,10 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions) 
                 progress.done(futures[future].name, f"{failed} ({done.duration_s:.1f} s)")
         except KeyboardInterrupt:
             executor.shutdown(wait=False, cancel_futures=True)
+            interrupt()
+            with suppress(TimeoutError, KeyboardInterrupt):
+                for future in as_completed([one for one in futures if not one.cancelled()], timeout=INTERRUPT_S):
+                    run.finish_host(future.result())
             _leave(run)
     executor.shutdown()
 
@@ -241,8 +247,8 @@ def _teller(host: Host, progress: HostProgress) -> Callable[[Record], None]:
 
 
 def _leave(run: RunDirectory) -> None:
-    """Report what was measured and go. Threads that wait on hosts cannot be joined: the process ends, and with it
-    every connection; each host's lease then ends what runs there.
+    """Report what was measured and go. A thread that still waits on a host cannot be joined: the process ends, and
+    with it its connection; the host's lease then ends what runs there.
     """
     made = rejudge(run)
     for format, name in FORMATS.items():

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from provision import intake as intake_module
+from provision.remote import intake as intake_module
 from provision.errors import WireError
-from provision.intake import Greeting, Intake
+from provision.remote.intake import Greeting, Intake
 from validators.schema import (
     SCHEMA,
     UNITS,

@@ -20,8 +20,8 @@ from provision.errors import (
     WireError,
 )
 from provision.hosts import Host
-from provision.intake import MAX_BYTES, Answer, Greeting, Intake
-from provision.start import END, LEASE_LOST, how_it_ended, last_line, not_started, python_of, start_argv
+from provision.remote.intake import MAX_BYTES, Answer, Greeting, Intake
+from provision.remote.start import END, LEASE_LOST, how_it_ended, last_line, not_started, python_of, start_argv
 from provision.transport import connect
 from provision.transport.base import Process, Stream
 from validators.schema import Hello, Plan, Record, encode, encode_plan
