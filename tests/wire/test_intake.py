@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from provision.remote import intake as intake_module
 from provision.errors import WireError
+from provision.remote import intake as intake_module
 from provision.remote.intake import Greeting, Intake
 from validators.schema import (
     SCHEMA,
