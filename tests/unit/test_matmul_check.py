@@ -204,7 +204,7 @@ def test_reading_begins_with_the_load_and_not_with_the_import(monkeypatch: pytes
     four_gpus(BUSY)
     monkeypatch.setattr(under_test.pythons, "find_python", lambda _plan, _framework: sys.executable)
     monkeypatch.setattr(workload, "run_workload", loaded(0.3, before=lambda: time.sleep(0.6)))
-    records = run(plan())
+    records = run(plan(parallel=False))
     first = next(i for i, one in enumerate(records) if isinstance(one, Sample))
     assert any(isinstance(one, Progress) for one in records[: first + 2])  # the two come at once, in either order
 

@@ -269,6 +269,16 @@ def test_the_toolkit_of_usr_local_cuda_comes_first_and_others_beside_it(tmp_path
     assert host.value("cuda_toolkit_other") == "10.2.89"
 
 
+def test_a_toolkit_without_a_version_file_is_asked_through_its_own_nvcc(tmp_path: Path):
+    files = {"/usr/local/cuda": {"link": "cuda-13.0"}, "/usr/local/cuda-13.0/bin/nvcc": ""}
+
+    asked = measure("software", software.collect, grow(tmp_path / "a", files), tools(nvcc=NVCC))
+    silent = measure("software", software.collect, grow(tmp_path / "b", files), tools())
+
+    assert asked.value("cuda_toolkit") == "13.0.88"
+    assert silent.one("cuda_toolkit").absence == UNKNOWN
+
+
 NVCC = """nvcc: NVIDIA (R) Cuda compiler driver
 Cuda compilation tools, release 13.0, V13.0.88
 Build cuda_13.0.r13.0/compiler.36424714_0
@@ -288,7 +298,7 @@ def test_tools_without_a_package_are_asked_for_their_version(tmp_path: Path):
 
     found = {name: host.value(name) for name in ("cuda_toolkit", "docker", "nvtop", "podman", "container_toolkit")}
     assert found == {
-        "cuda_toolkit": "13.0",
+        "cuda_toolkit": "13.0.88",
         "docker": "28.2.2",
         "nvtop": "3.0.1",
         "podman": "4.3.1",

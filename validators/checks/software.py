@@ -189,23 +189,35 @@ def _nodes(ctx: Context, files: Files, without_gpu: bool) -> None:
 
 def _cuda(ctx: Context, files: Files, installed: Mapping[str, str], tool: Tool) -> None:
     found: Dict[str, str] = {}
+    silent = ""
     for name in ["cuda", *(name for name in files.names("/usr/local") if re.fullmatch(r"cuda-\d+(\.\d+)?", name))]:
         path = files.real(f"/usr/local/{name}")
-        version = toolkit_version(files, path)
+        version = toolkit_version(files, path) or nvcc_version(
+            tool((f"{files.root}{path}/bin/nvcc", "--version")).stdout
+        )
         if version:
             found.setdefault(path, version)
+        elif files.exists(path):
+            silent = f"{path} is there, and neither version.json, version.txt nor bin/nvcc tells its version"
     debian = installed.get("nvidia-cuda-toolkit")
     if debian:
         found.setdefault("/usr/bin/nvcc", packages.upstream(debian))
     if not found:
-        answer = tool(("nvcc", "--version"))
-        release = re.search(r"^Cuda compilation tools, release (\d+\.\d+), V", answer.stdout, re.MULTILINE)
-        if release:
-            found["nvcc"] = release.group(1)
-    if not found:
+        version = nvcc_version(tool(("nvcc", "--version")).stdout)
+        if version:
+            found["nvcc"] = version
+    if not found and silent:
+        ctx.unknown("cuda_toolkit", silent)
+    elif not found:
         ctx.not_applicable("cuda_toolkit", "not installed: no /usr/local/cuda*, no nvcc")
     for number, (path, version) in enumerate(found.items()):
         ctx.measure("cuda_toolkit_other" if number else "cuda_toolkit", version, labels={"path": path})
+
+
+def nvcc_version(text: str) -> str:
+    """The version in what `nvcc --version` prints ("release 13.0, V13.0.88" is 13.0.88); empty where there is none."""
+    release = re.search(r"^Cuda compilation tools, release \d+\.\d+, V(\d+(?:\.\d+)+)", text, re.MULTILINE)
+    return release.group(1) if release else ""
 
 
 def toolkit_version(files: Files, path: str) -> str:
