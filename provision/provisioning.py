@@ -40,6 +40,7 @@ class PlayOptions:
 
 def provision(selection: Selection, options: PlayOptions, *, runs: Path, as_json: bool = False) -> int:
     """Run site.yml. 0: it went through everywhere. 1: a task failed. 3: a host could not be reached."""
+    check_tags(options.tags)
     hosts = select_hosts(selection)
     variables = parse_extra_vars(options.extra_vars)
     password = getpass.getpass("sudo password: ") if options.ask_become_pass else None
@@ -66,6 +67,16 @@ def provision(selection: Selection, options: PlayOptions, *, runs: Path, as_json
         _show(result)
     say(f"events: {result.events_path}")
     return _exit_code(result)
+
+
+def check_tags(tags: Sequence[str]) -> None:
+    """Refuse a tag that no role has: Ansible would run preflight alone and call it a success. Raises UsageError."""
+    known = {path.name for path in (playbooks_directory() / "roles").iterdir() if path.is_dir()} | {"all"}
+    for tag in (one for text in tags for one in text.split(",")):
+        if tag not in known:
+            raise UsageError(
+                f'no role has the tag "{tag:.80}"{did_you_mean(tag, known)}', f"tags: {', '.join(sorted(known))}"
+            )
 
 
 def parse_extra_vars(texts: Sequence[str]) -> dict[str, object]:

@@ -9,10 +9,10 @@ import pytest
 
 from provision.errors import InventoryError
 from provision.hosts import Host
-from provision.play_progress import MESSAGE_LIMIT, PlayEvent, Tally, clean, hint_for, parse_event, secrets_in
-from provision.play_record import PlayRecord, PlayResult
-from provision.play_settings import arguments, environment, inventory_of
 from provision.plays import PLAYBOOKS, playbook_path
+from provision.plays.progress import MESSAGE_LIMIT, PlayEvent, Tally, clean, hint_for, parse_event, secrets_in
+from provision.plays.record import PlayRecord, PlayResult
+from provision.plays.settings import arguments, environment, inventory_of
 
 
 def runner_event(kind: str, **data: object) -> dict[str, object]:

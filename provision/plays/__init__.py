@@ -20,14 +20,14 @@ from typing import Any, Literal
 
 from provision.errors import InventoryError, PlayError, UsageError
 from provision.hosts import Host
-from provision.play_process import end_process_tree, end_ssh_masters
-from provision.play_progress import HostResult, PlayEvent, Status, TaskFailure, clean, secrets_in
-from provision.play_record import PlayRecord, PlayResult
-from provision.play_settings import arguments, environment
+from provision.plays.process import end_process_tree, end_ssh_masters
+from provision.plays.progress import HostResult, PlayEvent, Status, TaskFailure, clean, secrets_in
+from provision.plays.record import PlayRecord, PlayResult
+from provision.plays.settings import arguments, environment
 
 __all__ = ["PLAYBOOKS", "HostResult", "PlayEvent", "PlayResult", "TaskFailure", "playbook_path", "run_play"]
 
-PLAYBOOKS = Path(__file__).resolve().parent.parent / "playbooks"
+PLAYBOOKS = Path(__file__).resolve().parent.parent.parent / "playbooks"
 """Beside this package in a checkout and in site-packages alike."""
 
 BECOME_VARIABLE = "BRINGUP_BECOME_PASSWORD"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from provision.play_progress import HostResult, PlayEvent, Status, Tally, TaskFailure, parse_event
+from provision.plays.progress import HostResult, PlayEvent, Status, Tally, TaskFailure, parse_event
 
 
 @dataclass(frozen=True)
