@@ -10,7 +10,8 @@ from typing import Any
 
 from provision.criteria.model import CriteriaFile
 from provision.hosts import Host
-from validators.schema import CheckInfo, CheckRequest, Plan, decode_catalogue, encode_catalogue
+from provision.typed import Misfit, fitted
+from validators.schema import CheckInfo, Plan, encode_catalogue
 
 FORMAT = 1
 """Version of manifest.json. A reader refuses any other."""
@@ -116,27 +117,13 @@ def decode_manifest(text: str) -> Manifest:
     if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}; was it made by another version?")
     try:
-        return Manifest(
-            **{
-                **body,
-                "hosts": tuple(Host(**{**host, "groups": tuple(host["groups"])}) for host in body["hosts"]),
-                "catalogue": decode_catalogue(json.dumps(body["catalogue"])),
-                "plans": {name: _plan(plan) for name, plan in body["plans"].items()},
-                "criteria": tuple(CriteriaFile(**file) for file in body["criteria"]),
-                "selection": tuple(body["selection"]),
-                "notes": tuple(body["notes"]),
-            }
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as problem:
-        raise ValueError(f"not a manifest: {type(problem).__name__}: {problem}"[:300]) from None
+        return fitted(Manifest, body, "manifest")
+    except Misfit as problem:
+        raise ValueError(f"not a manifest: {problem}") from None
 
 
 def _shown(host: Host) -> dict[str, Any]:
     return {**asdict(host), "variables": dict(host.variables)}
-
-
-def _plan(body: Mapping[str, Any]) -> Plan:
-    return Plan(**{**body, "checks": tuple(CheckRequest(**one) for one in body["checks"])})
 
 
 def _is_plain(value: object) -> bool:

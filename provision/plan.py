@@ -20,6 +20,9 @@ FRAMEWORKS = ("torch", "tensorflow", "jax")
 SPARE_S = 30.0
 """Seconds that a host's deadline leaves beyond those of its checks, for starting and ending them."""
 
+MAX_TIMEOUT_S = 7 * 86400.0
+"""A week: longer is a slip of the pen."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -67,6 +70,8 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
     device = choice.device if choice.device != "gpu" else str(host.variables.get("bringup_device", "gpu"))
     if device not in ("gpu", "cpu"):
         raise UsageError(f'host {host.name}: device "{device:.40}" is neither gpu nor cpu')
+    if not 0 <= choice.timeout_s <= MAX_TIMEOUT_S:
+        raise UsageError(f"a timeout of {choice.timeout_s:g} s cannot be meant", "--timeout 600, or leave it out")
     deadline = choice.timeout_s or sum(request.timeout_s for request in requests) + SPARE_S
     return Plan(checks=requests, deadline_s=deadline, pythons=_pythons(host), device=device)
 
@@ -101,7 +106,7 @@ def _timeout(host: Host, info: CheckInfo, choice: Choice) -> float:
         seconds = choice.timeouts[info.name]
     else:
         seconds = _number(host, f"bringup_timeout_{info.name}", info.timeout_s)
-    if not 0 < seconds <= 7 * 86400:
+    if not 0 < seconds <= MAX_TIMEOUT_S:
         raise UsageError(f"host {host.name}: a timeout of {seconds:g} s for {info.name} cannot be meant")
     return min(seconds, choice.timeout_s) if choice.timeout_s else seconds
 

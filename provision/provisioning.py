@@ -17,10 +17,11 @@ from typing import Literal, cast
 from provision import __version__
 from provision.commands import Selection, select_hosts
 from provision.console import err, out, say
+from provision.criteria.suggest import did_you_mean
 from provision.errors import UsageError
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.plays import PlayEvent, PlayResult, run_play
+from provision.plays import PLAYBOOKS, PlayEvent, PlayResult, run_play
 from provision.report.text import plain
 from provision.store import RunDirectory, now
 
@@ -71,7 +72,7 @@ def provision(selection: Selection, options: PlayOptions, *, runs: Path, as_json
 
 def check_tags(tags: Sequence[str]) -> None:
     """Refuse a tag that no role has: Ansible would run preflight alone and call it a success. Raises UsageError."""
-    known = {path.name for path in (playbooks_directory() / "roles").iterdir() if path.is_dir()} | {"all"}
+    known = {path.name for path in (PLAYBOOKS / "roles").iterdir() if path.is_dir()} | {"all"}
     for tag in (one for text in tags for one in text.split(",")):
         if tag not in known:
             raise UsageError(

@@ -29,6 +29,7 @@ from provision.errors import RunDirectoryError
 from provision.manifest import Manifest, decode_manifest, encode_manifest
 from provision.remote import Failure, HostRun
 from provision.report.model import Report
+from provision.typed import fitted
 from provision.verdict import judge
 from validators.schema import MAX_RECORD_BYTES, Record, SchemaError, decode
 
@@ -126,9 +127,7 @@ class RunDirectory:
         records, problem = _records(folder / "records.jsonl")
         try:
             body = json.loads((folder / "host.json").read_text(encoding="utf-8"))
-            failure = Failure(**body.pop("failure")) if body.get("failure") else None
-            body["notes"] = tuple(body.get("notes", ()))
-            run = HostRun(**{**body, "failure": failure, "records": records, "host": name})
+            run = replace(fitted(HostRun, {**body, "records": [], "host": name}, "host.json"), records=records)
         except FileNotFoundError:
             problem = problem or Failure(
                 "Interrupted", "the run was interrupted before this host was done", "run `bringup validate` again"

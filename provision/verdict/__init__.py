@@ -1,6 +1,7 @@
 """judge(): measurements in, verdicts out. Pure: no I/O, no clock, no host. It never raises.
 
 A host's status is its worst verdict's: FAIL > ERROR > WARN > PASS; only skips make SKIP, nothing at all ERROR.
+A host of which no GPU was measured never passes, whatever else of it holds.
 The report's is its worst host's; there a host that nothing judged (SKIP) is worse than one that passed.
 """
 
@@ -12,6 +13,7 @@ from provision.criteria.expectations import INVENTORY
 from provision.criteria.loader import Criteria
 from provision.doctor import walk
 from provision.hosts import Host
+from provision.plan import IDENTITY
 from provision.remote import Failure, HostRun
 from provision.report.model import Chain, HostReport, Report, Status, Verdict
 from provision.verdict.cells import Cells, Scopes
@@ -91,7 +93,10 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], scope
             informational=scopes.informational.get(request.name, ""),
             failure=failure.message if failure is not None else "",
         ).verdicts()
-    status = _worst((verdict.status for verdict in verdicts), ("FAIL", "ERROR", "WARN", "PASS", "SKIP"))
+    if not evidence.gpus and _of_host(verdicts) in ("PASS", "WARN"):  # its count was disabled, or only warns
+        reason = "no NVIDIA GPU was measured here: what holds says nothing about a GPU"
+        verdicts.append(Verdict("ERROR", IDENTITY, HOST, "", reason, next_step=f"bringup doctor {run.host}"))
+    status = _of_host(verdicts)
     chain = _chain(evidence)
     return HostReport(
         name=run.host,
@@ -148,6 +153,10 @@ def _chain(evidence: Evidence) -> Chain | None:
 
 def _failed(failure: Failure) -> Verdict:
     return Verdict("ERROR", CONNECTION, HOST, "", failure.message, next_step=failure.hint or SEE_RECORDS)
+
+
+def _of_host(verdicts: Iterable[Verdict]) -> Status:
+    return _worst((verdict.status for verdict in verdicts), ("FAIL", "ERROR", "WARN", "PASS", "SKIP"))
 
 
 def _worst(statuses: Iterable[Status], order: Sequence[Status]) -> Status:

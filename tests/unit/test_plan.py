@@ -96,6 +96,12 @@ def test_deadlines_are_those_of_the_checks_with_something_to_spare_or_the_users(
     assert max(request.timeout_s for request in plan.checks) == 50.0
 
 
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -1.0, 1e9])
+def test_a_deadline_that_cannot_be_meant_is_an_error(seconds: float) -> None:
+    with pytest.raises(UsageError, match="cannot be meant"):
+        make_plan(Host("a"), CATALOGUE, Choice(timeout_s=seconds))
+
+
 def test_a_plan_goes_over_the_wire_as_it_is() -> None:
     plan = planned({"bringup_torch_python": "/opt/t/bin/python3"}, params={"matmul": {"seconds": 5}})
     assert decode_plan(encode_plan(plan)) == plan

@@ -19,6 +19,7 @@ from provision.errors import RunDirectoryError
 from provision.hosts import Host
 from provision.manifest import HIDDEN, Manifest, decode_manifest, encode_manifest, without_secrets
 from provision.remote import Failure, HostRun
+from provision.report import render
 from provision.store import RunDirectory, rejudge, safe_name
 from tests.need import need
 from tests.unit.judging import CATALOGUE, GPU0, PLAN, answered, good
@@ -261,6 +262,48 @@ def test_what_is_not_a_run_directory_is_an_error_that_says_why(tmp_path: Path, b
         (tmp_path / "manifest.json").write_text(body, encoding="utf-8")
     with pytest.raises(RunDirectoryError, match=said):
         RunDirectory.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("hosts.0.name", 5),
+        ("hosts", 5),
+        ("run_id", ["x"]),
+        ("created", None),
+        ("notes", [5]),
+        ("catalogue.0.name", [1]),
+        ("plans.gpu1.deadline_s", "long"),
+        ("plans.gpu1.checks", [{"name": 5, "timeout_s": 1}]),
+        ("criteria.0.text", 5),
+    ],
+)
+def test_a_manifest_of_which_a_field_was_edited_is_an_error_that_names_the_field(
+    tmp_path: Path, place: str, value: object
+) -> None:
+    made = written(tmp_path)
+    body = json.loads((made.path / "manifest.json").read_text())
+    at = body
+    *way, last = [int(word) if word.isdigit() else word for word in place.split(".")]
+    for word in way:
+        at = at[word]
+    at[last] = value
+    (made.path / "manifest.json").write_text(json.dumps(body))
+    with pytest.raises(RunDirectoryError, match=f"not a manifest: manifest.{way[0] if way else last}"):
+        RunDirectory.open(made.path)
+
+
+@pytest.mark.parametrize(
+    "field", [{"address": 5}, {"timings": {"run": "x"}}, {"notes": 7}, {"failure": 5}, {"started_unix": None}]
+)
+def test_a_host_file_of_which_a_field_was_edited_is_that_hosts_error(tmp_path: Path, field: dict[str, object]) -> None:
+    made = written(tmp_path)
+    path = made.path / "hosts" / "gpu1" / "host.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **field}))
+    report = rejudge(made)
+    assert report.status == "ERROR"
+    assert "host.json cannot be read" in report.hosts[0].headline
+    assert render(report, "html")
 
 
 def test_a_manifest_keeps_nothing_secret() -> None:

@@ -146,6 +146,21 @@ def test_a_host_without_a_gpu_fails_by_the_count() -> None:
     assert "No NVIDIA GPU" in report.hosts[0].headline
 
 
+@pytest.mark.parametrize("severity", ["disabled", "WARN"])
+def test_a_host_without_a_gpu_never_passes_whatever_the_criteria_leave_out(severity: str) -> None:
+    records = [measured("system", "gpu_count", 0), measured("system", "memory_total", 4096), ended("system")]
+    records += [ended("compute_capability", status="skipped", detail="no GPU")]
+    records += [ended("matmul", status="skipped", detail="no GPU")]
+    memory = criterion("memory", "system", "memory_total", "MiB", "at_least", 1)
+    count = [replace(GPU_COUNT, severity="WARN")] if severity == "WARN" else []
+    report = report_of(records, [memory, *count])
+    assert verdicts(report, "system", "memory_total")[0].status == "PASS"
+    assert (report.status, exit_code(report)) == ("ERROR", 3)
+    (verdict,) = [one for one in verdicts(report, "compute_capability") if one.status == "ERROR"]
+    assert "no NVIDIA GPU was measured" in verdict.reason
+    assert verdict.next_step == "bringup doctor gpu1"
+
+
 def test_not_applicable_is_skip_unless_the_criterion_asks_for_the_thing() -> None:
     records = [*without(good(), check="matmul", metric="throughput_bf16"), absent("matmul", "throughput_bf16", GPU0)]
     assert verdicts(report_of(records), "matmul", "throughput_bf16")[0].status == "SKIP"

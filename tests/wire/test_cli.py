@@ -128,6 +128,8 @@ BAD_WORDS = {
     "criteria with a typo": (["validate", "localhost", "-c", "typo.toml"], "did you mean"),
     "not a host": (["validate", "-i", "hosts.ini", "--limit", "boxx"], "boxx"),
     "an unknown expectation": (["validate", "-i", "expect.ini"], "expect_gpu_count"),
+    "a tag of no role": (["provision", "-i", "hosts.ini", "--tags", "dokcer"], 'did you mean "docker"'),
+    "an endless timeout": (["validate", "localhost", "--timeout", "inf"], "cannot be meant"),
     "extra vars": (["provision", "-i", "hosts.ini", "-e", "nonsense"], "KEY=VALUE"),
 }
 
