@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tests.hosts.containers import ContainerHost
 
 pytestmark = pytest.mark.timeout(1200)
 
+ROOT = Path(__file__).resolve().parents[2]
 NVTOP_SOURCE = "3.2.0"
 NVTOP_SHA256 = "d26df685455023cedc4dda033862dcddb67402fbdb685da70da78492f73c41d0"
 
@@ -143,3 +146,25 @@ def test_what_is_kept_is_one_line_an_event_and_a_summary(story: Story) -> None:
     lines = [json.loads(line) for line in (story.artifacts / "site-2.jsonl").read_text().splitlines()]
     assert lines[-1]["kind"] == "stats"
     assert json.loads((story.artifacts / "site-3.json").read_text())["status"] == "successful"
+
+
+def test_the_hosts_are_then_validated_over_ssh_and_told_the_truth(
+    story: Story, container_hosts: tuple[ContainerHost, ...], tmp_path: Path
+) -> None:
+    lines = [host.inventory_line(expect_nvtop="3", expect_docker="'20.10'") for host in container_hosts[:2]]
+    (tmp_path / "hosts.ini").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-c", "from provision.cli import main; main()", "validate", "-i", "hosts.ini", "--json"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    for host in json.loads(done.stdout)["hosts"]:
+        by_metric = {(one["check"], one["metric"]): one for one in host["verdicts"]}
+        assert host["status"] == "FAIL"
+        assert by_metric["system", "gpu_count"]["measurement"]["value"] == 0
+        assert by_metric["software", "docker"]["status"] == "PASS"
+        assert by_metric["software", "nvtop"]["status"] == "PASS"
+        assert by_metric["software", "nvtop"]["measurement"]["value"].startswith("3.")
+        assert {one["status"] for one in host["verdicts"] if one["check"] == "matmul"} == {"SKIP"}
+        assert "No NVIDIA GPU" in host["chain"]["sentence"]
+    assert next(tmp_path.glob("runs/*/report.html")).stat().st_size > 10_000
