@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -15,10 +17,10 @@ from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
 from provision import __version__
-from provision.bundle import build_bundle
+from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
 from provision.console import HostProgress, host_progress, out, say
-from provision.criteria import load
+from provision.criteria import Criteria, load
 from provision.errors import UsageError
 from provision.executors import make_executor
 from provision.hosts import Host, local_host, named_host, read_inventory
@@ -31,7 +33,7 @@ from provision.report.terminal import render_chain, render_terminal
 from provision.report.text import plain
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
-from validators.schema import Record
+from validators.schema import CheckInfo, Record
 
 HostKeys = Literal["strict", "accept-new"]
 INTERRUPT_S = 5.0
@@ -87,9 +89,14 @@ def validate(
     as_json: bool = False,
 ) -> int:
     """Measure, judge, report. The run directory keeps everything, also where it is interrupted."""
-    report, run = _measure(selection, options, criteria, runs)
-    for format, name in FORMATS.items():
-        run.write_report(name.removeprefix("report."), render(report, format))
+    run = _measure(selection, options, criteria, runs)
+    try:
+        report = rejudge(run)
+        for format, name in FORMATS.items():
+            run.write_report(name.removeprefix("report."), render(report, format))
+    except KeyboardInterrupt:
+        say(f"interrupted; every host was measured: bringup report {run.path}")
+        raise
     if as_json:
         sys.stdout.write(render(report, "json"))
     else:
@@ -100,7 +107,8 @@ def validate(
 
 def doctor(selection: Selection, options: CheckOptions, *, as_json: bool = False) -> int:
     """Measure what the chain needs, and say which link is the first that does not hold."""
-    report, _ = _measure(selection, replace(options, only=DOCTOR_CHECKS), (), None)
+    with TemporaryDirectory(prefix="bringup-") as folder:
+        report = rejudge(_measure(selection, replace(options, only=DOCTOR_CHECKS), (), Path(folder), keep=False))
     if as_json:
         sys.stdout.write(render(report, "json"))
     else:
@@ -169,17 +177,13 @@ def _deliver(made: Report, format: str, output: Path | None) -> None:
 
 
 def _measure(
-    selection: Selection, options: CheckOptions, criteria: Sequence[Path], runs: Path | None
-) -> tuple[Report, RunDirectory]:
-    """Every mistake of the user's comes to light before the first host is touched. `runs` None: a temporary run."""
-    with ThreadPoolExecutor(1) as reader:  # Ansible reads inventories in a child: half a second to use meanwhile
-        reading = reader.submit(select_hosts, selection)
-        import_module("provision.transport.ssh")
-        import_module("provision.report.as_html")
-        bundle = build_bundle()
-        catalogue = load_catalogue(bundle)
-        thresholds = load(criteria, catalogue)
-        hosts = reading.result()
+    selection: Selection, options: CheckOptions, criteria: Sequence[Path], runs: Path, *, keep: bool = True
+) -> RunDirectory:
+    """A run below `runs`. Every mistake of the user's comes to light before the first host is touched."""
+    with ThreadPoolExecutor(1) as helper:  # Ansible reads inventories in a child: half a second to use meanwhile
+        preparing = helper.submit(_prepare, criteria)
+        hosts = select_hosts(selection)  # in this thread, which Ctrl-C reaches
+        bundle, catalogue, thresholds = preparing.result()
     thresholds.for_hosts(hosts, catalogue)
     choice = Choice(
         only=options.only,
@@ -204,14 +208,20 @@ def _measure(
         notes=tuple(f"Left out on request: {name}." for name in options.skip),
         settings={"host_keys": options.host_keys, "workers": str(options.workers)},
     )
-    with ExitStack() as stack:
-        base = runs or Path(stack.enter_context(TemporaryDirectory(prefix="bringup-")))
-        run = RunDirectory.create(base, manifest)
-        _run_hosts(hosts, run, options)
-        return rejudge(run), run
+    run = RunDirectory.create(runs, manifest)
+    _run_hosts(hosts, run, options, keep=keep)
+    return run
 
 
-def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions) -> None:
+def _prepare(criteria: Sequence[Path]) -> tuple[Bundle, tuple[CheckInfo, ...], Criteria]:
+    import_module("provision.transport.ssh")
+    import_module("provision.report.as_html")
+    bundle = build_bundle()
+    catalogue = load_catalogue(bundle)
+    return bundle, catalogue, load(criteria, catalogue)
+
+
+def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, *, keep: bool) -> None:
     """Map validate_host over the hosts. On Ctrl-C, what has come stays; connections end, and with them the leases."""
     bundle = build_bundle()
     checks_planned = max(len(plan.checks) for plan in run.manifest.plans.values())
@@ -238,7 +248,7 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions) 
             with suppress(TimeoutError, KeyboardInterrupt):
                 for future in as_completed([one for one in futures if not one.cancelled()], timeout=INTERRUPT_S):
                     run.finish_host(future.result())
-            _leave(run)
+            _leave(run, keep=keep)
     executor.shutdown()
 
 
@@ -246,14 +256,19 @@ def _teller(host: Host, progress: HostProgress) -> Callable[[Record], None]:
     return lambda record: progress.record(host.name, record)
 
 
-def _leave(run: RunDirectory) -> None:
+def _leave(run: RunDirectory, *, keep: bool) -> None:
     """Report what was measured and go. A thread that still waits on a host cannot be joined: the process ends, and
     with it its connection; the host's lease then ends what runs there.
     """
-    made = rejudge(run)
-    for format, name in FORMATS.items():
-        run.write_report(name.removeprefix("report."), render(made, format))
-    say(f"interrupted; what was measured is kept: {run.path}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half a report
+    if keep:
+        made = rejudge(run)
+        for format, name in FORMATS.items():
+            run.write_report(name.removeprefix("report."), render(made, format))
+        say(f"interrupted; what was measured is kept: {run.path}")
+    else:
+        shutil.rmtree(run.path.parent, ignore_errors=True)
+        say("interrupted")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)

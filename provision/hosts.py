@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -107,28 +109,38 @@ def _ask_ansible(names: list[str], limit: str) -> dict[str, object]:
     reader = Path(__file__).with_name("inventory_reader.py")
     if limit.startswith("@") or ",@" in limit or ":@" in limit:
         limit = re.sub(r"@~", f"@{Path.home()}", limit)
+    argv = [sys.executable, "-P", str(reader), json.dumps({"sources": names, "limit": limit})]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as child:
+        try:
+            said, complained = child.communicate(timeout=_READ_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            _end_with_its_scripts(child)
+            raise InventoryError(
+                f"the inventory {', '.join(names)} was not read within {_READ_TIMEOUT_S} s",
+                hint="does a dynamic inventory script hang?",
+            ) from None
+        except KeyboardInterrupt:
+            _end_with_its_scripts(child)
+            raise
     try:
-        child = subprocess.run(
-            [sys.executable, "-P", str(reader), json.dumps({"sources": names, "limit": limit})],
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-            timeout=_READ_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise InventoryError(
-            f"the inventory {', '.join(names)} was not read within {_READ_TIMEOUT_S} s",
-            hint="does a dynamic inventory script hang?",
-        ) from None
-    try:
-        answer: dict[str, object] = json.loads(child.stdout)
+        answer: dict[str, object] = json.loads(said)
     except ValueError:
-        last = child.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        last = complained.decode(errors="replace").strip().splitlines()[-3:]
         raise InventoryError(
             f"Ansible could not read the inventory {', '.join(names)}: {' '.join(last) or child.returncode}",
             hint="compare with: ansible-inventory --list -i " + shlex.join(names),
         ) from None
     return answer
+
+
+def _end_with_its_scripts(child: subprocess.Popen[bytes]) -> None:
+    """Kill the reader and what it started: a script of a dynamic inventory may wait for ever."""
+    from provision.plays.process import descendants  # noqa: PLC0415 - it imports this module, and is seldom needed
+
+    for pid in [*descendants(child.pid), child.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _inventory_error(error: dict[str, object]) -> InventoryError:

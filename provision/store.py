@@ -12,6 +12,7 @@ kill -9 loses the record in flight and nothing else. Folders are 0700 and files 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -80,7 +81,7 @@ class RunDirectory:
         path = Path(path)
         hint = "a run directory is runs/<id>, with a manifest.json in it"
         try:
-            manifest = decode_manifest((path / "manifest.json").read_text(encoding="utf-8"))
+            manifest = decode_manifest(_plain_file(path / "manifest.json").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as problem:
             why = getattr(problem, "strerror", None) or "its manifest.json is not text"
             raise RunDirectoryError(f"{path} is not a run directory: {why}", hint) from None
@@ -119,7 +120,13 @@ class RunDirectory:
         return tuple(self._run(host.name, host.address) for host in self.manifest.hosts)
 
     def criteria(self) -> Criteria:
-        """The criteria that were in force, from the files kept in the manifest."""
+        """The criteria that were in force, as the manifest keeps them. Raises RunDirectoryError, CriteriaError."""
+        for file in self.manifest.criteria:
+            if hashlib.sha256(file.text.encode("utf-8", "surrogatepass")).hexdigest() != file.sha256:
+                raise RunDirectoryError(
+                    f"{self.path / 'manifest.json'}: the criteria file {file.name} was changed: its hash is another",
+                    "bringup judge RUN --criteria FILE judges by other criteria, and says so",
+                )
         return load_files(self.manifest.criteria, self.manifest.catalogue)
 
     def _run(self, name: str, address: str) -> HostRun:
@@ -199,11 +206,18 @@ def _folder(path: Path) -> None:
         raise RunDirectoryError(f"{path} cannot be made: {problem.strerror}", "is it a folder of yours?") from None
 
 
+def _plain_file(path: Path) -> Path:
+    """The path, unless something else than a file stands there: a pipe would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a file")
+    return path
+
+
 def _records(path: Path) -> tuple[tuple[Record, ...], Failure | None]:
     """The records of a file, up to the first line that is none, and what is wrong with the file, if anything."""
     found: list[Record] = []
     try:
-        with path.open("rb") as stream:
+        with _plain_file(path).open("rb") as stream:
             for number, line in enumerate(_lines(stream), start=1):
                 try:
                     found.append(decode(line))

@@ -74,7 +74,7 @@ def exit_code(report: Report, *, strict: bool = False) -> int:
 
 def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], scopes: Scopes) -> HostReport:
     evidence = gather(run, {name for name, info in infos.items() if info.per_gpu})
-    failure = run.failure or _broken_off(evidence, run)
+    failure = run.failure or _broken_off(evidence, run) or _beside_the_plan(run, plan)
     in_force = scopes.of_host(run.host)
     verdicts: list[Verdict] = []
     if failure is not None:
@@ -139,6 +139,16 @@ def _broken_off(evidence: Evidence, run: HostRun) -> Failure | None:
     if evidence.bye.count != kept:
         return Failure("WireError", f"the host sent {evidence.bye.count} records, and {kept} are here", hint)
     return None
+
+
+def _beside_the_plan(run: HostRun, plan: Plan | None) -> Failure | None:
+    """Records of a check that the plan does not have: a run takes none in, so its manifest is another's, or changed."""
+    planned = {request.name for request in plan.checks} if plan is not None else set()
+    odd = next((name for one in run.records if (name := getattr(one, "check", "")) and name not in planned), "")
+    if not odd or not planned:
+        return None
+    why = f"there are records of the check {odd!r:.80}, which the plan does not have"
+    return Failure("WireError", why, "was the manifest changed? run `bringup validate` again")
 
 
 def _chain(evidence: Evidence) -> Chain | None:

@@ -306,6 +306,35 @@ def test_a_host_file_of_which_a_field_was_edited_is_that_hosts_error(tmp_path: P
     assert render(report, "html")
 
 
+def test_criteria_that_were_changed_in_the_manifest_are_refused_by_their_hash(tmp_path: Path) -> None:
+    made = written(tmp_path)
+    path = made.path / "manifest.json"
+    path.write_text(path.read_text().replace("fraction = 0.7", "fraction = 0.1"))
+    with pytest.raises(RunDirectoryError, match=r"criteria file mine.toml was changed"):
+        rejudge(RunDirectory.open(made.path))
+
+
+def test_a_check_taken_out_of_the_manifests_plan_does_not_turn_a_failure_into_a_pass(tmp_path: Path) -> None:
+    made = written(tmp_path)
+    plans = {"gpu1": replace(PLAN, checks=tuple(one for one in PLAN.checks if one.name != "matmul"))}
+    report = rejudge(RunDirectory(made.path, replace(made.manifest, plans=plans)))
+    assert report.status == "ERROR"
+    assert "records of the check 'matmul', which the plan does not have" in report.hosts[0].headline
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["manifest.json", "hosts/gpu1/records.jsonl"])
+def test_a_pipe_in_a_files_place_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    made = written(tmp_path)
+    (made.path / name).unlink()
+    os.mkfifo(made.path / name)
+    if name == "manifest.json":
+        with pytest.raises(RunDirectoryError, match="not a file"):
+            RunDirectory.open(made.path)
+    else:
+        assert "cannot be read: not a file" in rejudge(made).hosts[0].headline
+
+
 def test_a_manifest_keeps_nothing_secret() -> None:
     host = Host(
         "a",
