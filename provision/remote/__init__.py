@@ -208,13 +208,13 @@ class _Run:
             raise RemoteCommandError(f"{name}: {answer.text}", "check the host's disks and memory, then run it again")
         if answer.status == "send":
             self._lap("look", connected)
-            process.send(self._job.bundle.data)
+            _send(process, self._job.bundle.data)
             return False
         if answer.status == "stored":
             self._lap("upload", connected + self._timings.get("look", 0.0))
             if answer.text:
                 self._notes.append(answer.text)
-        process.send(encode_plan(self._job.plan))
+        _send(process, encode_plan(self._job.plan))
         self._last_renewal = time.monotonic()
         return True
 
@@ -222,8 +222,7 @@ class _Run:
         now = time.monotonic()
         if now - self._last_renewal > RENEW_S:
             self._last_renewal = now
-            with contextlib.suppress(ConnectionLost):  # it has ended; the stream says how
-                process.send(b"\n")
+            _send(process, b"\n")
 
     def _keep(self, record: Record, sink: Callable[[Record], None]) -> None:
         self._records.append(record)
@@ -237,8 +236,7 @@ class _Run:
     def end(self) -> None:
         """Tell the host to end the run; from any thread. The stream then ends by itself."""
         if self._process:
-            with contextlib.suppress(ConnectionLost):
-                self._process.send(END)
+            _send(self._process, END)
 
     def result(self, failure: Failure | None) -> HostRun:
         """What came of it."""
@@ -253,6 +251,12 @@ class _Run:
             stderr_tail=self._tail.decode("utf-8", "replace"),
             notes=tuple(self._notes),
         )
+
+
+def _send(process: Process, data: bytes) -> None:
+    """Write to the host. Where it has ended already, its stream tells how, better than the failed write does."""
+    with contextlib.suppress(ConnectionLost):
+        process.send(data)
 
 
 @contextlib.contextmanager
