@@ -34,11 +34,16 @@ deps:
 demo: deps $(VENV)/ready
 	@$(BIN)/python tests/demo.py
 
+# Hosts in containers share one engine, so their tests run one after the other; the rest on every core.
+QUICK := $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/host
+
 test: deps $(VENV)/ready lint
-	$(BIN)/python -m pytest -m 'not slow'
+	$(QUICK)
+	$(BIN)/python -m pytest tests/host -m 'not slow'
 
 test-all: deps $(VENV)/ready lint
-	$(BIN)/python -m pytest
+	$(QUICK)
+	$(BIN)/python -m pytest tests/host
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
