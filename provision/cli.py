@@ -7,11 +7,13 @@ judged (ERROR) and nothing failed, 130 interrupted.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, NoReturn, ParamSpec, TextIO
 
 import typer
 
@@ -96,7 +98,10 @@ def _guarded(command: Callable[P, None]) -> Callable[P, None]:
         from provision.console import show_error
 
         try:
-            command(*args, **kwargs)
+            try:
+                command(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # while a full disk behind it can still be told
         except UsageError as problem:
             show_error(problem)
             raise typer.Exit(2) from None
@@ -105,11 +110,21 @@ def _guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(3) from None
         except BrokenPipeError:
             _quiet_exit(141)
+        except OSError as problem:
+            show_error(
+                BringupError(f"the system refused: {problem}", "is a disk full, or a limit reached (ulimit -a)?")
+            )
+            sys.stdout = _nowhere()  # else Python fails over it again at its end
+            raise typer.Exit(3) from None
         except KeyboardInterrupt:
             sys.stderr.write("interrupted\n")
             raise typer.Exit(130) from None
 
     return run
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _quiet_exit(code: int) -> NoReturn:
@@ -338,4 +353,10 @@ def checks(
 
 def main() -> None:
     """The entry point `bringup`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, _nowhere())
+        elif isinstance(stream, TextIOWrapper):  # a terminal that cannot show a sign gets its code
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -7,11 +7,12 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, cast
@@ -76,7 +77,14 @@ def select_hosts(selection: Selection) -> tuple[Host, ...]:
         raise UsageError("--limit needs an inventory", "add -i inventory.ini")
     if not selection.hosts:
         raise UsageError("no hosts", "bringup COMMAND localhost, or bringup COMMAND -i inventory.ini")
-    return tuple(local_host() if name == "localhost" else named_host(name) for name in dict.fromkeys(selection.hosts))
+    hosts = [local_host() if text == "localhost" else named_host(text) for text in dict.fromkeys(selection.hosts)]
+    names = [host.name for host in hosts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(
+            f'two of the hosts are called "{twice[0]}": their answers could not be told apart',
+            "name them in an inventory: box-a ansible_host=... ansible_port=...",
+        )
+    return tuple(hosts)
 
 
 def validate(
@@ -117,7 +125,13 @@ def doctor(selection: Selection, options: CheckOptions, *, as_json: bool = False
             if len(report.hosts) > 1:
                 console.print(f"\n{plain(host.name)}", style="bold", markup=False)
             console.print(render_chain(host))
-    return max(_chain_code(host) for host in report.hosts)
+    return _exit_code_of_chains(report.hosts)
+
+
+def _exit_code_of_chains(hosts: Iterable[HostReport]) -> int:
+    """As everywhere: what is known to be broken goes before what could not be asked."""
+    codes = {_chain_code(host) for host in hosts}
+    return 1 if 1 in codes else max(codes)
 
 
 def _chain_code(host: HostReport) -> int:
@@ -167,6 +181,8 @@ def _deliver(made: Report, format: str, output: Path | None) -> None:
         return
     text = render(made, format)
     if output is None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # as the file would be, whatever the terminal can show
         sys.stdout.write(text)
         return
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.hosts.sshd import descendants
+from tests.need import need
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "from provision.cli import main; main()"]
@@ -90,6 +91,38 @@ def test_a_report_is_rendered_again_in_any_format(measured: Path, tmp_path: Path
         done = bringup("report", str(the_run(measured)), "--format", format, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert sign in done.stdout.lower()[:2000]
+
+
+@pytest.mark.parametrize("format", ["terminal", "html", "md", "json", "junit"])
+def test_a_terminal_of_another_encoding_gets_a_report_and_no_traceback(measured: Path, format: str):
+    done = subprocess.run(
+        [*COMMAND, "report", str(the_run(measured)), "--format", format],
+        env={**environment(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"localhost" in done.stdout
+    if format in ("html", "md"):
+        assert not done.stdout.isascii(), "a file's encoding is its own"
+
+
+@pytest.mark.parametrize("format", ["terminal", "json"])
+def test_a_full_disk_behind_stdout_is_said_and_is_no_success(measured: Path, format: str):
+    need(Path("/dev/full").exists(), "/dev/full", installable=False)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "report", str(the_run(measured)), "--format", format],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert "the system refused" in done.stderr
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_judge_holds_old_numbers_against_new_thresholds_and_touches_no_host(measured: Path, tmp_path: Path):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from provision.console import say, show_error
+from provision.errors import BringupError
 from tests.wire.test_cli import environment
 
 HOST = "<img/src=x/onerror=alert(1)>[bold]x[/bold]"
@@ -95,3 +97,11 @@ def test_markdown_and_junit_are_whole(attacked: tuple[Path, str]) -> None:
 def test_the_folders_stay_inside_the_run(attacked: tuple[Path, str]) -> None:
     (folder,) = (attacked[0] / "hosts").iterdir()
     assert re.fullmatch(r"[\w.-]+", folder.name)
+
+
+def test_a_hosts_last_words_do_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say("box: its last words: \x1b[2J\x1b]0;owned\x07\u202e")
+    show_error(BringupError("box: \x1b[2J", "\x07"))
+    said = capsys.readouterr().err
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", said)
+    assert "\\x1b[2J" in said
