@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from validators.schema import UNKNOWN, Measurement, Record
+from validators.schema import NOT_APPLICABLE, UNKNOWN, Measurement, Record
 from validators.workloads import exact, matmul, products, sizing
 from validators.workloads.kinds import Kind, kinds, whole_precision
 
@@ -180,6 +180,21 @@ def test_numbers_too_large_to_be_exact_are_refused() -> None:
 
 def test_a_wrong_known_answer_is_told() -> None:
     assert exact.known_answer(list(kinds().values()), CPU) == []
+
+
+def test_formats_that_take_no_small_matrix_have_no_known_answer_rather_than_a_right_one() -> None:
+    records: list[Record] = []
+    matmul.main({"subject": "host", "dtypes": "int8", "seconds": 0.01, "size": 256}, records.append)
+    found = {one.metric: one for one in records if isinstance(one, Measurement)}
+    assert (found["known_answer"].value, found["known_answer"].absence) == (None, NOT_APPLICABLE)
+    assert found["exact_integer"].value is True
+
+
+def test_where_no_format_applies_nothing_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matmul, "applicable", lambda device, names: ([], [(kinds()["fp8"], "this card has none")]))
+    records: list[Record] = []
+    matmul.main({"subject": "host", "dtypes": "fp8"}, records.append)
+    assert not [one for one in records if isinstance(one, Measurement) and one.value is not None]
 
 
 GIB = 2**30

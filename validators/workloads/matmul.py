@@ -11,7 +11,7 @@ from typing import Callable, List, Mapping, Optional, Tuple
 import torch
 
 from validators.schema import HOST, MAX_TEXT, NOT_APPLICABLE, UNKNOWN, Measurement, Progress, Record, Scalar
-from validators.workloads.exact import ExactInteger, known_answer
+from validators.workloads.exact import ExactInteger, known_answer, takes_small
 from validators.workloads.kinds import Kind, kinds, whole_precision
 from validators.workloads.products import Run
 from validators.workloads.sizing import largest, memory_of
@@ -34,11 +34,11 @@ class Results:
     def absent(self, kind: Kind, absence: str, note: str) -> None:
         """A format without a rate, and why."""
         for metric, unit in ((f"throughput_{kind.name}", kind.unit), (f"throughput_{kind.name}_spread", "ratio")):
-            self._emit(Measurement(CHECK, self.subject, metric, None, unit, {}, absence, note[:MAX_TEXT]))
+            self.without(metric, unit, absence, note)
 
-    def unknown(self, metric: str, unit: str, note: str) -> None:
-        """A metric that could not be measured, and why."""
-        self._emit(Measurement(CHECK, self.subject, metric, None, unit, {}, UNKNOWN, note[:MAX_TEXT]))
+    def without(self, metric: str, unit: str, absence: str, note: str) -> None:
+        """A metric without a value, and why."""
+        self._emit(Measurement(CHECK, self.subject, metric, None, unit, {}, absence, note[:MAX_TEXT]))
 
     def progress(self, message: str, fraction: float) -> None:
         """What runs now."""
@@ -108,8 +108,16 @@ OPERATION_FAILED = (RuntimeError, TypeError, NotImplementedError)
 
 
 def _exact(results: Results, chosen: List[Kind], device: torch.device) -> None:
-    wrong = known_answer(chosen, device)
-    results.value("known_answer", not wrong, "bool", "; ".join(wrong))
+    if not chosen:  # a product that never ran is right about nothing
+        for metric in ("known_answer", "exact_integer"):
+            results.without(metric, "bool", NOT_APPLICABLE, "this card has none of the formats that were asked for")
+        return
+    if any(map(takes_small, chosen)):
+        wrong = known_answer(chosen, device)
+        results.value("known_answer", not wrong, "bool", "; ".join(wrong))
+    else:
+        names = ", ".join(kind.name for kind in chosen)
+        results.without("known_answer", "bool", NOT_APPLICABLE, f"{names} take no matrix this small")
     exact = ExactInteger(device)
     faults: List[str] = []
     right: List[str] = []
@@ -122,7 +130,7 @@ def _exact(results: Results, chosen: List[Kind], device: torch.device) -> None:
         else:
             (faults if fault else right).append(fault or kind.name)
     if failed and not faults:
-        results.unknown("exact_integer", "bool", "; ".join(failed))
+        results.without("exact_integer", "bool", UNKNOWN, "; ".join(failed))
     else:
         results.value("exact_integer", not faults, "bool", "; ".join(faults) or f"every bit right: {', '.join(right)}")
 
