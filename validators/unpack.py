@@ -71,8 +71,12 @@ def _unpack(root: str, folder: str) -> None:
     try:
         with zipfile.ZipFile(root) as bundle:
             bundle.extractall(part)
-        if os.path.isdir(folder):  # not whole: what it was, it is in the way
-            shutil.rmtree(folder)
-        os.rename(part, folder)
+        try:
+            os.rename(part, folder)
+        except OSError:
+            # There is one: another run's, which may be reading it this moment, or one that is not whole.
+            if not _whole(root, folder):
+                shutil.rmtree(folder)
+                os.rename(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -16,6 +16,7 @@ import validators
 from provision.bundle import build_bundle
 from tests.need import need
 from tests.wire.planting import GOOD, bundle_of, outcomes, own_python, plan_of, records_of, wire, write_bundle
+from validators import unpack
 from validators.schema import Bye, Hello, decode_catalogue
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +123,15 @@ def test_the_folder_it_unpacks_to_is_made_anew_when_a_byte_of_it_changed(tmp_pat
         unpacked = tmp_path / bundle.sha256 / "validators" / "checks" / "x_good.py"
         assert b"raise" not in unpacked.read_bytes()
         unpacked.write_text("raise SystemExit('tampered with')")
+
+
+def test_a_run_that_unpacks_later_leaves_the_folder_that_another_run_reads_from(tmp_path: Path) -> None:
+    bundle = build_bundle()
+    root = tmp_path / f"{bundle.sha256}.pyz"
+    root.write_bytes(bundle.data)
+    tmp_path.chmod(0o700)
+    folder = Path(unpack.unpacked(str(root), bundle.sha256))
+    before = folder.stat().st_ino
+    unpack._unpack(str(root), str(folder))
+    assert folder.stat().st_ino == before
+    assert [one.name for one in tmp_path.iterdir() if one.name.endswith(".part")] == []
