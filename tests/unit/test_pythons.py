@@ -6,6 +6,8 @@ import stat
 import sys
 from pathlib import Path
 
+import pytest
+
 from validators.checks import software
 from validators.probes import pythons
 from validators.schema import NOT_APPLICABLE, Plan
@@ -82,6 +84,18 @@ def test_versions_come_from_metadata_without_an_import(tmp_path: Path):
     assert found.version_of("keras") == "3.11.3"
     assert found.version_of("opencv") == "4.12.0.88"
     assert found.version_of("tensorflow") == ""
+
+
+def test_a_json_module_in_the_working_directory_is_not_taken_for_pythons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    python = venv(tmp_path / "env", "torch-2.11.0")
+    (tmp_path / "json.py").write_text("raise SystemExit('the json.py of a home')")
+    monkeypatch.chdir(tmp_path)
+
+    (found,) = pythons.inspect([pythons.Candidate(python, "test")])
+
+    assert (found.problem, found.version_of("torch")) == ("", "2.11.0")
 
 
 def test_an_interpreter_that_prints_garbage_is_a_problem(tmp_path: Path):

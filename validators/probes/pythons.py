@@ -35,11 +35,14 @@ _USUAL = ("*/bin/python3", "*/.venv/bin/python3", "*/venv/bin/python3", "bringup
 MAX_INTERPRETERS = 12
 
 # Lists what is installed by reading the folders' names: works on every Python 3 and imports nothing heavy.
+# The working directory is taken out of the path: a json.py in a home is not Python's.
 _SCRIPT = """
-import json, os, sys
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import json, os
 found = {}
 for folder in sys.path:
-    if not folder or not os.path.isdir(folder):
+    if not os.path.isdir(folder):
         continue
     for name in sorted(os.listdir(folder)):
         stem, kind = os.path.splitext(name)
