@@ -313,6 +313,14 @@ def test_an_unwritable_records_file_is_an_error_and_no_traceback(box: Box, tmp_p
     assert said(run).startswith("RunDirectoryError: box: ")
 
 
+def test_a_disk_that_is_full_on_this_side_is_an_error_of_its_own(box: Box, tmp_path: Path) -> None:
+    need(Path("/dev/full").exists(), "/dev/full", installable=False)
+    (tmp_path / "records.jsonl").symlink_to("/dev/full")
+    run = validate_host(box.host(), box.job(build_bundle(), plan_of(["system"]), tmp_path / "records.jsonl"))
+    assert said(run).startswith("RunDirectoryError: box: ")
+    assert "No space left on device" in said(run)
+
+
 def test_a_fault_of_our_own_is_one_hosts_error(box: Box) -> None:
     def broken(_record: Record) -> None:
         raise ZeroDivisionError("planted")
