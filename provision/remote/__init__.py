@@ -281,4 +281,6 @@ def _sink(path: Path | None) -> Iterator[Callable[[Record], None]]:
 
 
 def _unwritable(path: Path, problem: OSError) -> RunDirectoryError:
-    return RunDirectoryError(f"{path} cannot be written: {problem.strerror}", "free space, or choose another --output")
+    return RunDirectoryError(
+        f"{path} cannot be written: {problem.strerror}", "free space, or choose another folder: --runs DIR"
+    )
