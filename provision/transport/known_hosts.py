@@ -151,11 +151,25 @@ def verify(
 
 
 def remember(files: Sequence[Path], name: str, key_type: str, blob: bytes) -> None:
-    """Append the key to the first of the files, under a lock. Raises ConnectError where it cannot be written."""
+    """Append the key to the first of the files, under a lock. Raises ConnectError where it cannot be written.
+
+    Another thread may have accepted a key for the same host a moment ago: the same one is not added twice, and
+    a different one raises HostKeyError.
+    """
+    if not files:
+        raise ConnectError(f"there is no file to add the key of {name} to: UserKnownHostsFile is none")
     path = files[0]
     line = f"{name} {key_type} {base64.b64encode(blob).decode()}\n".encode()
     with _lock:
         parsed = _load(path)
+        already = [entry for entry in parsed.find(name.lower()) if not entry.marker]
+        if any(entry.blob == blob for entry in already):
+            return
+        if already:
+            raise HostKeyError(
+                f"{name} shows two host keys at once: {key_type} {fingerprint(blob)}, and before that {already[0]}",
+                hint="somebody may stand in between: do not connect before you know why",
+            )
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with path.open("ab+") as handle:

@@ -161,6 +161,15 @@ def test_many_threads_that_accept_new_keys_write_whole_lines(tmp_path: Path) -> 
     assert all(known_hosts.lookup([file], f"host{n}")[0].blob == blob for n in range(40))
 
 
+def test_a_host_reached_twice_at_once_is_added_once_and_only_with_one_key(tmp_path: Path) -> None:
+    file = tmp_path / "known_hosts"
+    known_hosts.remember([file], "bastion", "ssh-ed25519", b"first")
+    known_hosts.remember([file], "bastion", "ssh-ed25519", b"first")
+    with pytest.raises(HostKeyError, match="two host keys at once"):
+        known_hosts.remember([file], "bastion", "ssh-ed25519", b"another")
+    assert len(file.read_text().splitlines()) == 1
+
+
 def test_a_key_that_another_program_adds_meanwhile_is_not_missed(tmp_path: Path) -> None:
     file = write(tmp_path / "known_hosts", "a ssh-ed25519 QUFBQQ==")
     assert known_hosts.lookup([file], "a")
