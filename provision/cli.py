@@ -207,8 +207,9 @@ def validate(
         list[str] | None, typer.Option("--skip", metavar="CHECK", help="Leave this check out; the report says so.")
     ] = None,
     level: Annotated[
-        int, typer.Option("--level", metavar="1..4", min=1, max=4, help="1: seconds, no load. 2: with load.")
-    ] = 2,
+        int | None,
+        typer.Option("--level", metavar="1..4", min=1, max=4, help="1: seconds, no load. 2 (the default): with load."),
+    ] = None,
     device: Annotated[
         Device, typer.Option("--device", help="cpu: run load checks on the CPU, on request.")
     ] = Device.gpu,

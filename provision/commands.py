@@ -7,7 +7,7 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from provision.errors import UsageError
 from provision.executors import make_executor
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.plan import Choice, make_plan, parse_params
+from provision.plan import Choice, make_plan, narrowed, parse_params
 from provision.remote import HostRun, Job, interrupt, validate_host
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
@@ -34,7 +34,7 @@ from provision.report.terminal import render_chain, render_terminal
 from provision.report.text import plain
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
-from validators.schema import CheckInfo, Record
+from validators.schema import CheckInfo, Plan, Record
 
 HostKeys = Literal["strict", "accept-new"]
 INTERRUPT_S = 5.0
@@ -58,7 +58,7 @@ class CheckOptions:
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    level: int = 2
+    level: int | None = None
     device: str = "gpu"
     params: tuple[str, ...] = ()
     timeout_s: float = 0.0
@@ -221,12 +221,28 @@ def _measure(
         criteria=thresholds.files,
         bundle=bundle.sha256,
         selection=(*selection.inventories, *selection.hosts, *((selection.limit,) if selection.limit else ())),
-        notes=tuple(f"Left out on request: {name}." for name in options.skip),
+        notes=(
+            *(f"Left out on request: {name}." for name in options.skip),
+            *(note for host in hosts for note in narrowed(host, choice)),
+        ),
         settings={"host_keys": options.host_keys, "workers": str(options.workers)},
     )
     run = RunDirectory.create(runs, manifest)
     _run_hosts(hosts, run, options, keep=keep)
     return run
+
+
+def _left_out(plans: Mapping[str, Plan], catalogue: Sequence[CheckInfo]) -> Iterator[str]:
+    """What a report must not be silent about: checks that --only, --skip, --level or the inventory left out."""
+    by_choice: dict[str, list[str]] = {}
+    for name, plan in plans.items():
+        planned = {request.name for request in plan.checks}
+        missing = ", ".join(info.name for info in catalogue if info.name not in planned)
+        if missing:
+            by_choice.setdefault(missing, []).append(name)
+    for missing, names in by_choice.items():
+        where = "" if len(names) == len(plans) else f" on {', '.join(names)[:200]}"
+        yield f"Left out on request{where}: {missing}."
 
 
 def _prepare(criteria: Sequence[Path]) -> tuple[Bundle, tuple[CheckInfo, ...], Criteria]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -13,6 +13,9 @@ from validators.schema import CheckInfo, CheckRequest, Plan, Scalar
 
 IDENTITY = "compute_capability"
 """Always planned: it names the GPUs that every other check is judged for."""
+
+DEFAULT_LEVEL = 2
+"""Checks up to this level run where neither the command line nor the host's variables say otherwise."""
 
 FRAMEWORKS = ("torch", "tensorflow", "jax")
 """Frameworks whose interpreter a host's variable may name: `bringup_torch_python` and so on."""
@@ -26,14 +29,16 @@ MAX_TIMEOUT_S = 7 * 86400.0
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user asked for. `only`: these checks; else every check up to `level`. `timeout_s` 0: from the checks.
+    """What the user asked for. `only`: these checks; else every check up to `level` (None: the host's, else DEFAULT_LEVEL).
+
+    `timeout_s` 0: from the checks.
 
     `timeouts`: check -> seconds. `params`: check -> its settings.
     """
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
-    level: int = 2
+    level: int | None = None
     device: str = "gpu"
     timeout_s: float = 0.0
     timeouts: Mapping[str, float] = field(default_factory=dict)
@@ -56,7 +61,7 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
         raise UsageError(f"{IDENTITY} names the GPUs that everything else is judged for; it cannot be left out")
     if contradiction := sorted(set(only) & set(skip)):
         raise UsageError(f'"{contradiction[0]}" is both asked for and left out')
-    level = int(_number(host, "bringup_level", choice.level)) if not only else 0
+    level = 0 if only else choice.level or _level(host)
     chosen = [
         info
         for info in sorted(catalogue, key=lambda one: (one.level, one.name != IDENTITY))
@@ -74,6 +79,14 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
         raise UsageError(f"a timeout of {choice.timeout_s:g} s cannot be meant", "--timeout 600, or leave it out")
     deadline = choice.timeout_s or sum(request.timeout_s for request in requests) + SPARE_S
     return Plan(checks=requests, deadline_s=deadline, pythons=_pythons(host), device=device)
+
+
+def narrowed(host: Host, choice: Choice) -> Iterator[str]:
+    """What the host's own variables leave out, in a sentence each: a report says what was not looked at."""
+    for variable, words in (("bringup_only", "asks only for"), ("bringup_skip", "leaves out")):
+        names = _names(host, variable)
+        if names and not (variable == "bringup_only" and choice.only):
+            yield f"{host.name}: its {variable} {words} {', '.join(names)}."
 
 
 def parse_params(texts: Iterable[str]) -> dict[str, dict[str, Scalar]]:
@@ -117,6 +130,13 @@ def _number(host: Host, variable: str, default: float) -> float:
         return float(cast("str | float", value))
     except (TypeError, ValueError):
         raise UsageError(f"host {host.name}: {variable} = {value!r:.80} is not a number") from None
+
+
+def _level(host: Host) -> int:
+    level = _number(host, "bringup_level", DEFAULT_LEVEL)
+    if level not in (1, 2, 3, 4):
+        raise UsageError(f"host {host.name}: bringup_level = {level:g} is none of 1 to 4")
+    return int(level)
 
 
 def _names(host: Host, variable: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
 from provision.errors import BringupError, UsageError
 from provision.hosts import Host
-from provision.plan import Choice, make_plan, parse_params
+from provision.plan import Choice, make_plan, narrowed, parse_params
 from tests.unit.judging import CATALOGUE
 from validators.schema import Plan, decode_plan, encode_catalogue, encode_plan
 
@@ -64,12 +64,24 @@ def test_host_variables_choose_too() -> None:
 def test_the_command_line_goes_before_host_variables() -> None:
     assert names(planned({"bringup_only": "system"}, only=("matmul",))) == ["compute_capability", "matmul"]
     assert planned({"bringup_timeout_matmul": 7}, timeouts={"matmul": 9.0}).checks[-1].timeout_s == 9.0
+    assert names(planned({"bringup_level": 2}, level=1)) == ["compute_capability", "system"]
+
+
+def test_what_a_hosts_variables_leave_out_is_said() -> None:
+    host = Host("gpu1", variables={"bringup_skip": "matmul", "bringup_only": ["system"]})
+    assert list(narrowed(host, Choice())) == [
+        "gpu1: its bringup_only asks only for system.",
+        "gpu1: its bringup_skip leaves out matmul.",
+    ]
+    assert list(narrowed(host, Choice(only=("system",)))) == ["gpu1: its bringup_skip leaves out matmul."]
 
 
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
         ({"bringup_level": "high"}, "host gpu1: bringup_level = 'high' is not a number"),
+        ({"bringup_level": "nan"}, "bringup_level = nan is none of 1 to 4"),
+        ({"bringup_level": 0}, "bringup_level = 0 is none of 1 to 4"),
         ({"bringup_only": 3}, "host gpu1: bringup_only = 3 is not a list of checks"),
         ({"bringup_device": "tpu"}, "neither gpu nor cpu"),
         ({"bringup_timeout_matmul": 0}, "cannot be meant"),
