@@ -166,16 +166,26 @@ def _several(host: HostReport, names: list[str]) -> str:
 
 def bullets(host: HostReport, *, problems_only: bool = False) -> list[Markup]:
     """Measured against required per GPU, for each metric with a physical unit."""
+    plottable = [one for one in host.verdicts if _plottable(one)]
+    several = _told_apart_by_labels(plottable)
     groups: dict[tuple[str, str, str], list[Verdict]] = {}
-    for one in host.verdicts:
-        if _plottable(one):
-            groups.setdefault((one.check, one.metric, view.labels_text(one.measurement)), []).append(one)
+    for one in plottable:
+        labels = view.labels_text(one.measurement) if (one.check, one.metric) in several else ""
+        groups.setdefault((one.check, one.metric, labels), []).append(one)
     found = []
     for (check, metric, labels), verdicts in groups.items():
         if problems_only and all(one.status == "PASS" for one in verdicts):
             continue
         found.append(_bullet(host, _title(groups, check, metric, labels), verdicts))
     return found
+
+
+def _told_apart_by_labels(verdicts: Iterable[Verdict]) -> set[tuple[str, str]]:
+    """The metrics that one subject has several measurements of: there the labels say which is which."""
+    seen: dict[tuple[str, str, str], set[str]] = {}
+    for one in verdicts:
+        seen.setdefault((one.check, one.metric, one.subject), set()).add(view.labels_text(one.measurement))
+    return {(check, metric) for (check, metric, _), labels in seen.items() if len(labels) > 1}
 
 
 def _title(groups: Iterable[tuple[str, str, str]], check: str, metric: str, labels: str) -> str:

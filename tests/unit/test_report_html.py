@@ -312,3 +312,28 @@ def test_a_reason_that_repeats_the_row_is_not_written_twice() -> None:
     text = words(report(replace(host, verdicts=(said,))))
     assert text.count(because) == 1
     assert text.count(fail.required) == 1
+
+
+def test_gpus_share_a_figure_though_their_labels_differ() -> None:
+    host = healthy_host()
+    before = page.bullets(host)
+    labelled = tuple(
+        replace(one, measurement=replace(one.measurement, labels={"products": str(number)}))
+        if one.measurement is not None
+        else one
+        for number, one in enumerate(host.verdicts)
+    )
+    assert len(page.bullets(replace(host, verdicts=labelled))) == len(before)
+
+
+def test_two_thresholds_of_a_metric_are_two_lines_and_one_row_a_gpu() -> None:
+    host = healthy_host()
+    throughput = next(one for one in host.verdicts if one.metric.startswith("throughput") and one.criterion)
+    assert throughput.criterion is not None
+    assert isinstance(throughput.required_value, float | int)
+    lower = replace(
+        throughput, criterion=replace(throughput.criterion, id="lower"), required_value=throughput.required_value / 2
+    )
+    (figure,) = page.bullets(replace(host, verdicts=(throughput, lower)))
+    assert figure.count('class="bound"') == 2
+    assert figure.count("GPU 0</text>") == 1
