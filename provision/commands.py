@@ -222,7 +222,7 @@ def _measure(
         bundle=bundle.sha256,
         selection=(*selection.inventories, *selection.hosts, *((selection.limit,) if selection.limit else ())),
         notes=(
-            *(f"Left out on request: {name}." for name in options.skip),
+            *_left_out(plans, catalogue),
             *(note for host in hosts for note in narrowed(host, choice)),
         ),
         settings={"host_keys": options.host_keys, "workers": str(options.workers)},

@@ -69,6 +69,19 @@ def test_with_json_stdout_is_one_document_and_the_rest_is_on_stderr(measured: Pa
     assert [host["name"] for host in report["hosts"]] == ["localhost"]
 
 
+def test_a_report_says_which_checks_were_left_out(measured: Path):
+    report = json.loads((measured / "stdout.json").read_text())
+    assert report["notes"] == ["Left out on request: matmul, preflight."]
+
+
+def test_a_report_says_on_which_hosts_the_inventory_left_a_check_out(tmp_path: Path):
+    (tmp_path / "two.ini").write_text("a ansible_connection=local\nb ansible_connection=local bringup_only=system\n")
+    done = bringup("validate", "-i", "two.ini", "--level", "1", "--json", cwd=tmp_path)
+    notes = json.loads(done.stdout)["notes"]
+    assert "Left out on request on b: gpu_health, matmul, preflight, software." in notes
+    assert "Left out on request on a: matmul, preflight." in notes
+
+
 def test_a_run_leaves_every_rendering_and_the_raw_records(measured: Path):
     run = the_run(measured)
     assert {path.name for path in run.glob("report.*")} == {
