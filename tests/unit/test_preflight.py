@@ -192,6 +192,16 @@ def test_an_unsupported_card_keeps_cuda_s_words(monkeypatch: pytest.MonkeyPatch)
     assert found.all("known_answer") == []
 
 
+def test_a_gpu_that_the_framework_does_not_see_is_unknown_whatever_another_framework_says_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    found = play(monkeypatch, f"{UUID}=9.0 GPU-hidden=9.0")
+
+    (hidden,) = [one for one in found.all("context") if one.subject == "GPU-hidden"]
+    assert (hidden.absence, hidden.labels["framework"]) == (UNKNOWN, "torch")
+    assert "does not see this GPU" in hidden.note
+
+
 def test_a_wrong_product_is_false_and_shown(monkeypatch: pytest.MonkeyPatch):
     found = play(monkeypatch, multiply=Product([[22.0, 28.0], [49.0, 65.0]], "cuda:0"))
 

@@ -86,6 +86,13 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
     capabilities.update((_subject(name, one), ".".join(map(str, one.capability))) for one in found if one.capability)
     for subject in dict.fromkeys([*capabilities, *(_subject(name, one) for one in found)]):
         served(report, subject, capabilities.get(subject, ""), architectures)
+    seen = {_subject(name, one) for one in found}
+    why = (
+        f"{name} does not see this GPU" if all(one.uuid for one in found) else f"{name} does not say which GPUs it sees"
+    )
+    for subject in capabilities:
+        if subject not in seen:  # said for each framework: another one's answer from this GPU is not this one's
+            report.none("context", UNKNOWN, why, subject)
     for device in found:
         one_gpu(report, framework, device)
 
