@@ -40,7 +40,6 @@ class LocalProcess:
         self._unsent = memoryview(stdin or b"")
         if stdin is not None and not stdin:
             self._close_stdin()
-        self._closes_stdin = stdin is not None
 
     def send(self, data: bytes) -> None:
         """Write to its stdin and leave that open."""
@@ -119,12 +118,12 @@ class LocalProcess:
         self._close_stdin()
         if self._child.returncode is None:
             for ending in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):  # sudo's: the closed stdin ends it
                     os.killpg(self._child.pid, ending)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._child.wait(_GRACE_S)
                     break
-            with contextlib.suppress(ProcessLookupError):  # children that outlived their leader
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # children that outlived their leader
                 os.killpg(self._child.pid, signal.SIGKILL)
         for stream in (self._child.stdout, self._child.stderr):
             if stream is not None:
