@@ -29,9 +29,9 @@ MAX_TIMEOUT_S = 7 * 86400.0
 
 @dataclass(frozen=True)
 class Choice:
-    """What the user asked for. `only`: these checks; else every check up to `level` (None: the host's, else DEFAULT_LEVEL).
+    """What the user asked for. `only`: these checks; else every check up to `level`.
 
-    `timeout_s` 0: from the checks.
+    `level` None: the host's `bringup_level`, else DEFAULT_LEVEL. `timeout_s` 0: from the checks.
 
     `timeouts`: check -> seconds. `params`: check -> its settings.
     """
