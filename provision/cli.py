@@ -298,7 +298,7 @@ def report(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A file; default: stdout.")
     ] = None,
 ) -> None:
-    """Render a run again, in any format, judged as it was.
+    """Render a run again, in any format, judged as it was. Exit code 0: rendered; `bringup judge` gives the verdict's.
 
     \b
     Examples:
