@@ -281,7 +281,8 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, 
                 for future in as_completed([one for one in futures if not one.cancelled()], timeout=INTERRUPT_S):
                     run.finish_host(future.result())
             _leave(run, keep=keep)
-    executor.shutdown()
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 def _teller(host: Host, progress: HostProgress) -> Callable[[Record], None]:

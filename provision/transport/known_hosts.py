@@ -156,8 +156,6 @@ def remember(files: Sequence[Path], name: str, key_type: str, blob: bytes) -> No
     Another thread may have accepted a key for the same host a moment ago: the same one is not added twice, and
     a different one raises HostKeyError.
     """
-    if not files:
-        raise ConnectError(f"there is no file to add the key of {name} to: UserKnownHostsFile is none")
     path = files[0]
     line = f"{name} {key_type} {base64.b64encode(blob).decode()}\n".encode()
     with _lock:

@@ -86,7 +86,7 @@ class SshTransport:
             entries,
             key.get_name(),
             key.asbytes(),
-            policy="strict" if endpoint.strict_checking == "yes" else self._host_keys,
+            policy=self._policy(endpoint),
             files=files,
             note=_loosened(endpoint),
         )
@@ -115,6 +115,11 @@ class SshTransport:
         if self._known_hosts_file is not None:
             return (self._known_hosts_file,)
         return endpoint.user_known_hosts + endpoint.system_known_hosts
+
+    def _policy(self, endpoint: Endpoint) -> HostKeys:
+        """Strict where the user's options say so, and where there is no file of theirs to add a key to."""
+        theirs = self._known_hosts_file is not None or endpoint.user_known_hosts
+        return "strict" if endpoint.strict_checking == "yes" or not theirs else self._host_keys
 
     def __enter__(self) -> Self:
         return self

@@ -196,3 +196,13 @@ def test_strict_host_key_checking_yes_in_the_inventory_tightens(server: Sshd, ho
     host = server.host(ssh_args=f"{server.host().ssh_args} -o StrictHostKeyChecking=yes")
     with pytest.raises(HostKeyError, match="not known"), connect(host, host_keys="accept-new"):
         pass
+
+
+def test_without_a_known_hosts_of_the_users_own_a_new_key_is_refused_and_nothing_is_written(
+    server: Sshd, tmp_path: Path
+) -> None:
+    everybodys = write(tmp_path / "everybodys")
+    options = f"{server.host().ssh_args} -o UserKnownHostsFile=none -o GlobalKnownHostsFile={everybodys}"
+    with pytest.raises(HostKeyError, match="not known"), connect(server.host(ssh_args=options), host_keys="accept-new"):
+        pass
+    assert everybodys.read_text() == ""
