@@ -50,6 +50,7 @@ def as_text(info: CheckInfo) -> str:
             f"catches:  {info.catches}",
             f"needs:    {', '.join(info.needs) or 'nothing'}",
             f"judged:   {'each GPU' if info.per_gpu else 'the host'}",
+            f"settings: {', '.join(info.params) or 'none'}",
             "metrics:",
             *metrics,
             "units: " + "; ".join(f"{unit} = {UNITS[unit]}" for unit in units),

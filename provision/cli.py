@@ -211,8 +211,8 @@ def validate(
         typer.Option("--level", metavar="1..4", min=1, max=4, help="1: seconds, no load. 2 (the default): with load."),
     ] = None,
     device: Annotated[
-        Device, typer.Option("--device", help="cpu: run load checks on the CPU, on request.")
-    ] = Device.gpu,
+        Device | None, typer.Option("--device", help="cpu: run load checks on the CPU, as a reference. Default: gpu.")
+    ] = None,
     param: Annotated[
         list[str] | None,
         typer.Option(
@@ -249,7 +249,7 @@ def validate(
             only=tuple(only or ()),
             skip=tuple(skip or ()),
             level=level,
-            device=device.value,
+            device=device.value if device else "",
             params=tuple(param or ()),
             timeout_s=timeout,
             workers=workers,

@@ -59,7 +59,7 @@ class CheckOptions:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     level: int | None = None
-    device: str = "gpu"
+    device: str = ""
     params: tuple[str, ...] = ()
     timeout_s: float = 0.0
     workers: int = 16

@@ -31,15 +31,14 @@ MAX_TIMEOUT_S = 7 * 86400.0
 class Choice:
     """What the user asked for. `only`: these checks; else every check up to `level`.
 
-    `level` None: the host's `bringup_level`, else DEFAULT_LEVEL. `timeout_s` 0: from the checks.
-
-    `timeouts`: check -> seconds. `params`: check -> its settings.
+    `level` None: the host's `bringup_level`, else DEFAULT_LEVEL. `device` "": its `bringup_device`, else "gpu".
+    `timeout_s` 0: from the checks. `timeouts`: check -> seconds. `params`: check -> its settings.
     """
 
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     level: int | None = None
-    device: str = "gpu"
+    device: str = ""
     timeout_s: float = 0.0
     timeouts: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
@@ -57,6 +56,12 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
     for name in (*only, *skip, *choice.timeouts, *choice.params):
         if name not in known:
             raise UsageError(f'no check is named "{name}"{did_you_mean(name, known)}', "`bringup checks` lists them")
+    for name, settings in choice.params.items():
+        for key in settings:
+            if key not in known[name].params:
+                guess = did_you_mean(key, known[name].params)
+                takes = ", ".join(known[name].params) or "none"
+                raise UsageError(f'{name} has no setting "{key:.80}"{guess}', f"its settings: {takes}")
     if IDENTITY in skip:
         raise UsageError(f"{IDENTITY} names the GPUs that everything else is judged for; it cannot be left out")
     if contradiction := sorted(set(only) & set(skip)):
@@ -72,7 +77,7 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
     requests = tuple(
         CheckRequest(info.name, _timeout(host, info, choice), dict(choice.params.get(info.name, {}))) for info in chosen
     )
-    device = choice.device if choice.device != "gpu" else str(host.variables.get("bringup_device", "gpu"))
+    device = choice.device or str(host.variables.get("bringup_device", "gpu"))
     if device not in ("gpu", "cpu"):
         raise UsageError(f'host {host.name}: device "{device:.40}" is neither gpu nor cpu')
     if not 0 <= choice.timeout_s <= MAX_TIMEOUT_S:

@@ -141,16 +141,27 @@ def check(
     seconds: float = 0.1,
     timeout_s: float = 30.0,
     per_gpu: bool = False,
+    params: Tuple[str, ...] = (),
 ) -> Callable[[Callable[[Context], None]], Check]:
     """Declare a check. The function's name is its name, the first paragraph of its docstring what it measures.
 
+    `params`: the settings it takes (`--param NAME.KEY=VALUE`).
     `per_gpu`: it closes each GPU with `with ctx.subject(uuid)`; the host itself is closed by the runner.
     """
 
     def declare(function: Callable[[Context], None]) -> Check:
         measures = " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
         info = CheckInfo(
-            function.__name__, measures, catches, tuple(needs), level, seconds, timeout_s, per_gpu, tuple(metrics)
+            name=function.__name__,
+            measures=measures,
+            catches=catches,
+            needs=tuple(needs),
+            level=level,
+            seconds=seconds,
+            timeout_s=timeout_s,
+            per_gpu=per_gpu,
+            metrics=tuple(metrics),
+            params=tuple(params),
         )
         return Check(info, function)
 

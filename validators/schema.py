@@ -309,6 +309,8 @@ class CheckInfo:
     timeout_s: float
     per_gpu: bool
     metrics: Tuple[Metric, ...]
+    params: Tuple[str, ...] = ()
+    """Settings that a CheckRequest may give it."""
 
 
 def encode_catalogue(checks: Tuple[CheckInfo, ...]) -> str:
@@ -324,6 +326,7 @@ def decode_catalogue(text: str) -> Tuple[CheckInfo, ...]:
                 **{
                     **one,
                     "needs": tuple(one["needs"]),
+                    "params": tuple(one["params"]),
                     "metrics": tuple(Metric(**metric) for metric in one["metrics"]),
                 }
             )

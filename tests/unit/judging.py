@@ -71,6 +71,7 @@ MATMUL = CheckInfo(
         Metric("spread", "ratio", ""),
         Metric("torch_version", "version", ""),
     ),
+    params=("seconds", "parallel", "dtypes"),
 )
 CATALOGUE = (IDENTITY, SYSTEM, MATMUL)
 PLAN = Plan(tuple(CheckRequest(info.name, info.timeout_s) for info in CATALOGUE), 200.0)

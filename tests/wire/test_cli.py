@@ -168,6 +168,7 @@ BAD_WORDS = {
     "no hosts": (["validate"], "no hosts"),
     "unknown check": (["validate", "localhost", "--only", "matmull"], "matmul"),
     "unknown parameter": (["validate", "localhost", "--param", "nonsense"], "nonsense"),
+    "misspelt setting": (["validate", "localhost", "-p", "matmul.secnods=1"], 'did you mean "seconds"'),
     "limit without inventory": (["validate", "--limit", "x"], "inventory"),
     "missing inventory": (["validate", "-i", "nowhere.ini"], "nowhere.ini"),
     "no such run": (["report", "runs/none"], "runs/none"),

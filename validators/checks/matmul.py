@@ -57,6 +57,7 @@ GPU_TIMEOUT_S = 240.0
     seconds=30,
     timeout_s=1800,
     per_gpu=True,
+    params=("seconds", "dtypes", "size", "parallel", "gpu_timeout_s"),
     metrics=_metrics(),
 )
 def matmul(ctx: Context) -> None:
