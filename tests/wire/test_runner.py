@@ -172,6 +172,11 @@ class _Deathless(lease.Family):
 
     def end(self, pid: int) -> None: ...
 
+    def end_all(self) -> None:
+        """Only what it started: below this process are the tests' own servers too."""
+        for pid in tuple(self._pids):
+            super().end(pid)
+
 
 def test_a_process_that_cannot_be_killed_does_not_hold_up_the_others(tmp_path: Path) -> None:
     overlay = planted({"x_stuck": "import signal, time\nsignal.signal(signal.SIGUSR1, signal.SIG_IGN)\n" + HANG})
