@@ -46,9 +46,9 @@ def nvtop_tree(container_hosts: tuple[ContainerHost, ...], tmp_path_factory: pyt
     directory = tmp_path_factory.mktemp("nvtop")
     host.sh(
         "uri=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | head -1)\n"
-        f"curl -fsSo /root/nvtop.orig ${{uri}}pool/main/n/nvtop/nvtop_{NVTOP_SOURCE}.orig.tar.gz"
+        f"curl -fsSo /var/tmp/nvtop.orig ${{uri}}pool/main/n/nvtop/nvtop_{NVTOP_SOURCE}.orig.tar.gz"
     )
-    host.docker("cp", f"{host.name}:/root/nvtop.orig", str(directory / "orig.tar"))
+    host.docker("cp", f"{host.name}:/var/tmp/nvtop.orig", str(directory / "orig.tar"))
     assert hashlib.sha256((directory / "orig.tar").read_bytes()).hexdigest() == NVTOP_SHA256
     tree = directory / "tree"
     tree.mkdir()
