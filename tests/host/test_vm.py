@@ -1,7 +1,11 @@
-"""site.yml on a virtual machine with a kernel of its own: no container's shortcuts."""
+"""A virtual machine with a kernel of its own, provisioned and validated: no container's shortcuts."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +14,13 @@ from provision.plays import run_play
 from tests.hosts.vm import available, virtual_machine
 from tests.need import need
 
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = "from provision.cli import main; main()"
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_virtual_machine_is_provisioned_and_then_left_alone(tmp_path: Path) -> None:
+def test_a_virtual_machine_is_provisioned_then_left_alone_then_validated(tmp_path: Path) -> None:
     need(available(), "root with qemu-system-x86, qemu-utils, e2fsprogs and debootstrap could boot a machine")
     with virtual_machine() as vm:
         given = {"docker_source": "distro"}
@@ -34,3 +41,22 @@ def test_a_virtual_machine_is_provisioned_and_then_left_alone(tmp_path: Path) ->
         assert play() >= 3
         assert play() == 0
         assert play(check=True) == 0
+
+        vm_line = (
+            f"vm ansible_host=127.0.0.1 ansible_port={vm.port} ansible_user={vm.host().user} "
+            f"ansible_ssh_private_key_file={vm.key} ansible_ssh_common_args='{vm.host().ssh_args}' expect_nvtop=3"
+        )
+        (tmp_path / "hosts.ini").write_text(vm_line + "\n")
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, "validate", "-i", "hosts.ini", "--level", "1", "--json"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stderr
+        (host,) = json.loads(done.stdout)["hosts"]
+        found = {(one["check"], one["metric"]): one["status"] for one in host["verdicts"]}
+        assert found["system", "gpu_count"] == "FAIL"
+        assert found["software", "nvtop"] == "PASS"

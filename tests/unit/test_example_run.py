@@ -1,4 +1,4 @@
-"""The committed runs of real H200 hosts: what they say, and what stricter criteria make of them, with no host at hand."""
+"""The committed runs of real H200 hosts: what they say, and what stricter criteria make of them, without a host."""
 
 from __future__ import annotations
 
