@@ -272,7 +272,11 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, 
             for future in as_completed(futures):
                 done = future.result()
                 run.finish_host(done)
-                failed = f"not measured: {done.failure.message}" if done.failure else "measured"
+                failed = (
+                    f"not measured: {done.failure.message.removeprefix(f'{done.host}: ')}"
+                    if done.failure
+                    else "measured"
+                )
                 progress.done(futures[future].name, f"{failed} ({done.duration_s:.1f} s)")
         except KeyboardInterrupt:
             executor.shutdown(wait=False, cancel_futures=True)

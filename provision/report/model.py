@@ -12,6 +12,11 @@ from validators.schema import Measurement, Sample, Scalar
 Status = Literal["PASS", "WARN", "FAIL", "SKIP", "ERROR"]
 LinkState = Literal["holds", "broken", "unknown", "not_applicable", "not_reached"]
 
+CONNECTION = "connection"
+"""The name under which a host's own failure stands among its verdicts; there is no check of that name."""
+NO_OUTCOME = "planned, and no outcome came"
+"""How the reason of a planned cell begins that has no outcome."""
+
 
 @dataclass(frozen=True)
 class Verdict:

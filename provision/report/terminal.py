@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from provision.report import view
-from provision.report.model import HostReport, LinkState, Report, Status, Verdict
+from provision.report.model import CONNECTION, NO_OUTCOME, HostReport, LinkState, Report, Status, Verdict
 from provision.report.numbers import duration, measured
 from provision.report.text import plain
 
@@ -120,6 +120,12 @@ def _host(host: HostReport) -> Padding:
         (one for one in host.verdicts if one.status in ("FAIL", "ERROR", "WARN")),
         key=lambda one: view.ORDER.index(one.status),
     )
+    lost = next((one for one in problems if one.check == CONNECTION), None)
+    if lost is not None:  # the same sentence once for each check behind it helps nobody
+        cells = [one for one in problems if one.reason.startswith(NO_OUTCOME)]
+        problems = [one for one in problems if one not in cells]
+        if cells:
+            parts.append(Text(f"{len(cells)} planned checks have no outcome for this reason:", "yellow"))
     if problems:
         parts.append(_problems(host, problems[:MAX_PROBLEMS]))
     if len(problems) > MAX_PROBLEMS:

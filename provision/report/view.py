@@ -64,7 +64,7 @@ def sentence(report: Report) -> str:
         return "No host was measured, so nothing passes."
     if len(report.hosts) == 1:
         host = report.hosts[0]
-        return f"{host.name}: {host.headline}"
+        return f"{host.name}: {host.headline.removeprefix(f'{host.name}: ')}"
     total = len(report.hosts)
     parts = [
         f"{count:,} {_HOSTS[status][count != 1]}"

@@ -15,14 +15,11 @@ from provision.doctor import walk
 from provision.hosts import Host
 from provision.plan import IDENTITY
 from provision.remote import Failure, HostRun
-from provision.report.model import Chain, HostReport, Report, Status, Verdict
+from provision.report.model import CONNECTION, Chain, HostReport, Report, Status, Verdict
 from provision.verdict.cells import Cells, Scopes
 from provision.verdict.evaluate import SEE_RECORDS
 from provision.verdict.evidence import Evidence, gather
 from validators.schema import HOST, CheckInfo, Plan
-
-CONNECTION = "connection"
-"""The name under which a host's own failure stands among its verdicts; there is no check of that name."""
 
 
 def judge(

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from provision.criteria.loader import Criteria
 from provision.criteria.model import Criterion
 from provision.criteria.physics import GpuFacts, name_matches
-from provision.report.model import Status, Verdict
+from provision.report.model import NO_OUTCOME, Status, Verdict
 from provision.verdict.evaluate import NOT_JUDGED, SEE_RECORDS, evaluate, labels_match, requirement
 from provision.verdict.evidence import Evidence
 from validators.schema import ERROR, HOST, RAN, SKIPPED, CheckInfo, Measurement, Outcome
@@ -67,7 +67,7 @@ class Cells:
                 continue  # skipped for the host as a whole
             if outcome is None:
                 why = self.failure or (host.detail[:300] if host is not None and host.status == ERROR else "")
-                yield self._cell("ERROR", subject, "planned, and no outcome came" + (f": {why}" if why else ""))
+                yield self._cell("ERROR", subject, NO_OUTCOME + (f": {why}" if why else ""))
             elif outcome.status == ERROR:
                 yield self._cell("ERROR", subject, outcome.detail[:500] or "ended in error, without a word")
             elif outcome.status == SKIPPED:

@@ -257,3 +257,12 @@ def test_ctrl_c_while_checks_run_keeps_what_was_measured_and_leaves_no_process(t
     report = json.loads(next(tmp_path.glob("runs/*/report.json")).read_text())
     assert report["status"] != "PASS"
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), 20)
+
+
+def test_a_host_that_was_not_reached_is_told_once(tmp_path: Path):
+    (tmp_path / "hosts.ini").write_text("gone ansible_host=127.0.0.1 ansible_port=1\n")
+    done = bringup("validate", "-i", "hosts.ini", "--level", "1", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "4 planned checks have no outcome for this reason" in done.stdout
+    assert "gone: gone" not in done.stdout + done.stderr
+    assert done.stdout.count("no SSH server on that port") == 2, "the headline and the verdict"
