@@ -20,7 +20,7 @@ from typing import Literal, cast
 from provision import __version__
 from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
-from provision.console import HostProgress, host_progress, out, say
+from provision.console import HostProgress, echo_on, host_progress, out, say
 from provision.criteria import Criteria, load
 from provision.errors import UsageError
 from provision.executors import make_executor
@@ -306,6 +306,7 @@ def _leave(run: RunDirectory, *, keep: bool) -> None:
     else:
         shutil.rmtree(run.path.parent, ignore_errors=True)
         say("interrupted")
+    echo_on()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)

@@ -6,8 +6,9 @@ Text that came from a host passes through `plain` first: no ANSI, no Rich markup
 from __future__ import annotations
 
 import sys
+import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from provision.errors import BringupError
@@ -47,6 +48,14 @@ def show_error(problem: BringupError) -> None:
 def say(text: str) -> None:
     """A line for the person who waits."""
     _line(plain(text))
+
+
+def echo_on() -> None:
+    """Let the terminal show what is typed: Ctrl-C at a passphrase prompt in a thread would leave it mute."""
+    with suppress(termios.error, OSError, ValueError):
+        state = termios.tcgetattr(sys.stdin.fileno())
+        state[3] |= termios.ECHO
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, state)
 
 
 class HostProgress(Protocol):
