@@ -48,14 +48,14 @@ def render_terminal(report: Report, console: Console) -> None:
     hosts = view.worst_first(report.hosts)
     shown = [host for host in hosts if host.status != "PASS" or len(hosts) == 1][:MAX_HOSTS]
     for host in shown:
-        console.print(_host(host))
+        console.print(_host(host, alone=len(hosts) == 1))
     left = sum(host.status != "PASS" for host in hosts) - len(shown)
     if left > 0:
         console.print(Text(f"{left:,} more hosts do not pass; the report's files show them.", "yellow"))
 
 
-def render_chain(host: HostReport) -> RenderableType:
-    """The chain from the PCI device to a framework's known answer, for `bringup doctor`."""
+def render_chain(host: HostReport, *, sentence: bool = True) -> RenderableType:
+    """The chain from the PCI device to a framework's known answer; its sentence too, unless that was said before."""
     if host.chain is None:
         return Text.assemble("The chain was not walked: ", _text(host.headline))
     table = Table.grid(padding=(0, 1))
@@ -72,7 +72,7 @@ def render_chain(host: HostReport) -> RenderableType:
             Text(plain(link.name, 40), style),
             _text(link.evidence, "dim" if style != "bold red" else ""),
         )
-    parts: list[RenderableType] = [_text(host.chain.sentence, "bold"), table]
+    parts: list[RenderableType] = [_text(host.chain.sentence, "bold"), table] if sentence else [table]
     if behind:
         parts.append(_text(f"Not reached: {', '.join(behind)}.", "dim"))
     broken = host.chain.broken
@@ -100,7 +100,7 @@ def _fleet(report: Report) -> Table:
     return table
 
 
-def _host(host: HostReport) -> Padding:
+def _host(host: HostReport, *, alone: bool) -> Padding:
     tally = view.tally(view.counts(host.verdicts))
     parts: list[RenderableType] = [
         Text.assemble(
@@ -115,7 +115,9 @@ def _host(host: HostReport) -> Padding:
             Text("Ran on the CPU, because --device cpu asked for it: a reference, no judgement of a GPU.", "yellow")
         )
     if host.chain is not None and (host.chain.broken is not None or host.status == "PASS"):
-        parts.append(render_chain(host) if host.chain.broken else _text(host.chain.sentence, "green"))
+        said = alone and host.chain.sentence in host.headline
+        broken = host.chain.broken
+        parts.append(render_chain(host, sentence=not said) if broken else _text(host.chain.sentence, "green"))
     problems = sorted(
         (one for one in host.verdicts if one.status in ("FAIL", "ERROR", "WARN")),
         key=lambda one: view.ORDER.index(one.status),

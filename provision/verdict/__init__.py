@@ -193,7 +193,7 @@ def _headline(
     if not of_status:
         return f"{cards}: nothing was judged."
     if chain is not None and chain.broken is not None and chain.broken.state == "broken":
-        return f"{cards}: {status}: {chain.sentence}"
+        return f"{cards}: {chain.sentence}" if evidence.gpus else chain.sentence
     first = of_status[0]
     more = f" ({len(of_status) - 1} more {status})" if len(of_status) > 1 else ""
     where = f"{first.check}.{first.metric}" if first.metric else first.check
