@@ -33,7 +33,7 @@ def connect(
 
         return LocalTransport(host.name)
     from provision.transport.auth import ask_on_terminal  # noqa: PLC0415  (paramiko costs 0.3 s)
-    from provision.transport.ssh import SshTransport  # noqa: PLC0415
+    from provision.transport.ssh import SshTransport  # noqa: PLC0415  (as above)
 
     return SshTransport(
         host,
