@@ -171,7 +171,8 @@ class _Run:
                 if isinstance(record, Hello):
                     self._lap("start", connected)
                 self._keep(record, sink)
-            self._renew(process)
+            if started:  # before that, an empty line would stand where the host looks for the plan
+                self._renew(process)
         self._lap("run", connected)
         if not started:
             raise not_started(self._host, process.returncode, self._tail)

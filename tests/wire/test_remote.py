@@ -68,6 +68,15 @@ def test_a_first_run_uploads_the_bundle_and_a_second_finds_it(box: Box) -> None:
     assert not list(box.cache.glob("*.part"))
 
 
+def test_a_host_that_is_slow_to_ask_for_the_bundle_gets_the_plan_as_its_first_line(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "RENEW_S", 0.0)  # as if every answer of the host took longer than a renewal
+    run = box.validate(bundle_of({"x_good": GOOD}), plan_of(["x_good"]))
+    assert complete(run), run.failure
+    assert "upload" in run.timings
+
+
 def test_records_are_on_disk_as_they_arrive(box: Box, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     on_disk: list[int] = []
