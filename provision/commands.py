@@ -26,7 +26,7 @@ from provision.errors import UsageError
 from provision.executors import make_executor
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.plan import Choice, make_plan, narrowed, parse_params
+from provision.request import Choice, make_plan, narrowed, parse_params
 from provision.remote import HostRun, Job, interrupt, validate_host
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report

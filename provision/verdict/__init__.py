@@ -13,7 +13,7 @@ from provision.criteria.expectations import INVENTORY
 from provision.criteria.loader import Criteria
 from provision.doctor import walk
 from provision.hosts import Host
-from provision.plan import IDENTITY
+from provision.request import IDENTITY
 from provision.remote import Failure, HostRun
 from provision.report.model import CONNECTION, Chain, HostReport, Report, Status, Verdict
 from provision.verdict.cells import Cells, Scopes

@@ -11,7 +11,7 @@ from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
 from provision.errors import BringupError, UsageError
 from provision.hosts import Host
-from provision.plan import Choice, make_plan, narrowed, parse_params
+from provision.request import Choice, make_plan, narrowed, parse_params
 from tests.unit.judging import CATALOGUE
 from validators.schema import Plan, decode_plan, encode_catalogue, encode_plan
 

@@ -1,0 +1,1 @@
+"""What `bringup plan` says of a host: what is there, what fits together, what would change, what blocks it."""
