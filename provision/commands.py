@@ -26,12 +26,12 @@ from provision.errors import UsageError
 from provision.executors import make_executor
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.request import Choice, make_plan, narrowed, parse_params
 from provision.remote import HostRun, Job, interrupt, validate_host
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
 from provision.report.text import plain
+from provision.request import Choice, make_plan, narrowed, parse_params
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
 from validators.schema import CheckInfo, Plan, Record

@@ -13,9 +13,9 @@ from provision.criteria.expectations import INVENTORY
 from provision.criteria.loader import Criteria
 from provision.doctor import walk
 from provision.hosts import Host
-from provision.request import IDENTITY
 from provision.remote import Failure, HostRun
 from provision.report.model import CONNECTION, Chain, HostReport, Report, Status, Verdict
+from provision.request import IDENTITY
 from provision.verdict.cells import Cells, Scopes
 from provision.verdict.evaluate import SEE_RECORDS
 from provision.verdict.evidence import Evidence, gather
