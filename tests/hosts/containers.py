@@ -10,6 +10,7 @@ By hand: `python -m tests.hosts.containers 2` starts two, prints an inventory an
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -20,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provision.hosts import Host
-from tests.hosts.engine import LABEL, Engine, can_start_engine, engine, running_engine
+from tests.hosts.engine import LABEL, SESSION, Engine, can_start_engine, engine, running_engine
 from tests.hosts.image import USER, build, can_pull
 
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_BOOT", "NET_RAW", "SYS_NICE", "DAC_READ_SEARCH")
-SUBNETS = ("172.30.0", "172.30.77", "10.213.77", "192.168.213")
+SUBNETS = (*(f"172.{second}.{third}" for second in (30, 29) for third in range(0, 80, 11)), "10.213.77")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def container_hosts(count: int) -> Iterator[tuple[ContainerHost, ...]]:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         image = build(docker, pull=can_pull(docker) if not docker.socket else False)
         prefix = _network(docker)
-        names = [f"bringup-host-{number}" for number in range(1, count + 1)]
+        names = [f"host{number}-{os.getpid()}" for number in range(1, count + 1)]
         known_hosts = directory / "known_hosts"
         hosts = tuple(
             ContainerHost(name, f"{prefix}.{10 + number}", key, known_hosts, docker)
@@ -102,7 +103,8 @@ def _network(docker: Engine) -> str:
     """Make a network on the first range that this machine does not use."""
     for prefix in SUBNETS:
         try:
-            docker("network", "create", "--label", LABEL, "--subnet", f"{prefix}.0/24", f"{LABEL}-{prefix}")
+            label = f"{LABEL}={os.getpid()}"
+            docker("network", "create", "--label", label, "--subnet", f"{prefix}.0/24", f"{SESSION}-{prefix}")
         except subprocess.CalledProcessError as error:
             last = error.stderr.decode(errors="replace")
         else:
@@ -112,8 +114,8 @@ def _network(docker: Engine) -> str:
 
 def _start(docker: Engine, host: ContainerHost, image: str, public_key: str) -> None:
     prefix = host.address.rpartition(".")[0]
-    options = ["--name", host.name, "--hostname", host.name, "--label", LABEL, "--detach"]
-    options += ["--network", f"{LABEL}-{prefix}", "--ip", host.address, "--cgroupns=private"]
+    options = ["--name", host.name, "--hostname", host.name, "--label", f"{LABEL}={os.getpid()}", "--detach"]
+    options += ["--network", f"{SESSION}-{prefix}", "--ip", host.address, "--cgroupns=private"]
     options += [word for name in CAPABILITIES for word in ("--cap-add", name)]
     for option in ("seccomp", "apparmor", "systempaths"):
         options += ["--security-opt", f"{option}=unconfined"]

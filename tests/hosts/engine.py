@@ -16,6 +16,8 @@ from pathlib import Path
 from tests.hosts.image import cache_directory
 
 LABEL = "gpu-bringup-tests"
+SESSION = f"{LABEL}-{os.getpid()}"
+"""What this process's containers and networks are called: several runs may share one engine."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,17 @@ class Engine:
             raise subprocess.CalledProcessError(done.returncode, ["docker", *args], done.stdout, done.stderr)
         return done.stdout.decode(errors="replace")
 
-    def remove_leftovers(self) -> None:
-        """Remove what an earlier run that was killed left in this engine."""
-        found = self("ps", "-aq", "--filter", f"label={LABEL}").split()
-        if found:
-            self("rm", "-f", "-v", *found)
-        networks = self("network", "ls", "-q", "--filter", f"label={LABEL}").split()
-        if networks:
-            self("network", "rm", *networks)
+    def remove_own(self) -> None:
+        """Remove this process's containers and networks, and those of runs that were killed."""
+        shown = '{{.ID}} {{.Label "' + LABEL + '"}}'
+        for kind, end in ((("ps", "-a"), ("rm", "-f", "-v")), (("network", "ls"), ("network", "rm"))):
+            lines = self(*kind, "--filter", f"label={LABEL}", "--format", shown).splitlines()
+            if found := [line.split()[0] for line in lines if _is_over(line.partition(" ")[2])]:
+                self(*end, *found)
+
+
+def _is_over(pid: str) -> bool:
+    return not pid.isdecimal() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()
 
 
 def running_engine() -> Engine | None:
@@ -72,11 +77,11 @@ def engine() -> Iterator[Engine]:
     """The running engine, or a private one for the time of this context."""
     found = running_engine()
     if found is not None:
-        found.remove_leftovers()
+        found.remove_own()
         try:
             yield found
         finally:
-            found.remove_leftovers()
+            found.remove_own()
         return
     directory = cache_directory() / "engine"
     directory.mkdir(exist_ok=True)
@@ -88,7 +93,7 @@ def engine() -> Iterator[Engine]:
             yield Engine(str(directory / "docker.sock"))
         finally:
             with contextlib.suppress(subprocess.CalledProcessError):
-                Engine(str(directory / "docker.sock")).remove_leftovers()
+                Engine(str(directory / "docker.sock")).remove_own()
             process.terminate()
             try:
                 process.wait(30)
@@ -128,7 +133,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             time.sleep(0.5)
         else:
-            Engine(str(directory / "docker.sock")).remove_leftovers()
+            Engine(str(directory / "docker.sock")).remove_own()
             return process
     process.kill()
     raise RuntimeError(f"dockerd does not answer: {(directory / 'dockerd.log').read_text(errors='replace')[-2000:]}")
