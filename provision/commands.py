@@ -1,4 +1,4 @@
-"""What each command does, from the user's words to an exit code. cli.py parses, this calls, the rest works."""
+"""What each command does, from the user's words to an exit code. cli/ parses, this calls, the rest works."""
 
 from __future__ import annotations
 
