@@ -1,0 +1,92 @@
+"""The phases of a host's transaction, and which comes after which. Pure.
+
+before -> snapshot -> drain -> install -> reboot -> validate -> hold -> undrain -> done
+    a failure up to drain: (undrain ->) refused; nothing was changed
+    a failure from install on: restore -> reboot_back -> validate_back -> undrain -> rolled_back
+    a failure on the way back: broken. A host that cannot be reached once it was changed: lost.
+Every phase can be done again, so that `bringup resume` begins with the one that was cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeGuard, get_args
+
+Phase = Literal[
+    "before",
+    "snapshot",
+    "drain",
+    "install",
+    "reboot",
+    "validate",
+    "hold",
+    "restore",
+    "reboot_back",
+    "validate_back",
+    "undrain",
+]
+Status = Literal["started", "ok", "failed"]
+Outcome = Literal["done", "refused", "rolled_back", "broken", "lost"]
+
+PHASES: tuple[Phase, ...] = get_args(Phase)
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+FORWARD: tuple[Phase, ...] = ("before", "snapshot", "drain", "install", "reboot", "validate", "hold")
+BACK: tuple[Phase, ...] = ("restore", "reboot_back", "validate_back")
+CHANGING: tuple[Phase, ...] = ("install", "reboot", "validate", "hold")
+"""From here on a failure is rolled back."""
+
+DOWN: tuple[Outcome, ...] = ("broken", "lost")
+"""Hosts that serve nobody now."""
+
+UNREACHABLE = "unreachable"
+"""In a failed step's data: the host did not answer over SSH."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A phase as it went on one host. `started`, `ended`: ISO 8601, UTC. `data`: what it found."""
+
+    phase: Phase
+    started: str = ""
+    ended: str = ""
+    status: Status = "started"
+    detail: str = ""
+    data: Mapping[str, object] = field(default_factory=dict)
+
+
+def following(steps: Sequence[Step], *, first: Phase = "before") -> Phase | Outcome:
+    """What comes next on a host that went through these steps, or how it ended."""
+    if not steps:
+        return first
+    last = steps[-1]
+    if last.status == "started":
+        return last.phase
+    if last.phase == "undrain":  # where the site's command failed the host is well; that is said beside it
+        return _ended(steps)
+    return _after_success(last) if last.status == "ok" else _after_failure(last)
+
+
+def _after_success(last: Step) -> Phase | Outcome:
+    order = BACK if last.phase in BACK else FORWARD
+    at = order.index(last.phase)
+    return order[at + 1] if at + 1 < len(order) else "undrain"
+
+
+def _after_failure(last: Step) -> Phase | Outcome:
+    if last.phase not in (*CHANGING, *BACK):
+        return "undrain" if last.phase == "drain" else "refused"
+    if last.data.get(UNREACHABLE):
+        return "lost"
+    return "broken" if last.phase in BACK else "restore"
+
+
+def _ended(steps: Sequence[Step]) -> Outcome:
+    if any(step.phase in BACK for step in steps):
+        return "rolled_back"
+    return "refused" if any(step.phase == "drain" and step.status == "failed" for step in steps[-2:]) else "done"
+
+
+def is_phase(name: Phase | Outcome) -> TypeGuard[Phase]:
+    """Whether it is a phase, and not how a host ended."""
+    return name in PHASES
