@@ -4,6 +4,7 @@ BringupError                   a sentence for a person: what, why, what next
 ├── UsageError                 the user's own words or files are wrong (exit code 2)
 │   ├── InventoryError
 │   ├── CriteriaError
+│   ├── ProfileError
 │   └── RunDirectoryError
 ├── HostError                  one host could not be measured; never ends a run (ERROR in the report)
 │   ├── ConnectError           unreachable, refused, name not found
@@ -38,6 +39,10 @@ class InventoryError(UsageError):
 
 class CriteriaError(UsageError):
     """A criteria file is wrong; the text quotes the entry."""
+
+
+class ProfileError(UsageError):
+    """A profile is wrong or unknown; the text names file, key and what is allowed."""
 
 
 class RunDirectoryError(UsageError):
