@@ -78,7 +78,7 @@ def test_a_report_says_on_which_hosts_the_inventory_left_a_check_out(tmp_path: P
     (tmp_path / "two.ini").write_text("a ansible_connection=local\nb ansible_connection=local bringup_only=system\n")
     done = bringup("validate", "-i", "two.ini", "--level", "1", "--json", cwd=tmp_path)
     notes = json.loads(done.stdout)["notes"]
-    assert "Left out on request on b: gpu_health, matmul, preflight, software." in notes
+    assert "Left out on request on b: gpu_health, installation, matmul, preflight, software." in notes
     assert "Left out on request on a: matmul, preflight." in notes
 
 

@@ -1,0 +1,51 @@
+"""Which processes hold the GPU's device nodes open. Another user's are seen by root alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import List, Tuple
+
+from validators.probes.sysfs import Files
+
+_NODE = re.compile(r"/dev/(nvidia(\d+|ctl|-uvm|-uvm-tools|-modeset)|nvidia-caps/\S+|nvidia-nvswitch\S*)")
+_MAX_FDS = 4096
+_MAX_PROCESSES = 65536
+
+
+@dataclass(frozen=True)
+class User:
+    """A process that has a device node open, and which ones."""
+
+    pid: int
+    program: str
+    nodes: Tuple[str, ...]
+
+
+def users(files: Files) -> Tuple[List[User], int]:
+    """The processes found, and how many could not be looked into."""
+    found, hidden = [], 0
+    for name in files.names("/proc")[:_MAX_PROCESSES]:
+        if not name.isdecimal():
+            continue
+        folder = f"{files.root}/proc/{name}/fd"
+        try:
+            fds = os.listdir(folder)[:_MAX_FDS]
+        except FileNotFoundError:
+            continue  # it ended meanwhile, or is the kernel's own
+        except OSError:
+            hidden += 1
+            continue
+        nodes = set()
+        for fd in fds:
+            try:
+                target = os.readlink(f"{folder}/{fd}")
+            except OSError:
+                continue
+            if _NODE.fullmatch(target):
+                nodes.add(target)
+        if nodes:
+            program = files.text(f"/proc/{name}/comm", 64) or ""
+            found.append(User(int(name), program, tuple(sorted(nodes))))
+    return found, hidden
