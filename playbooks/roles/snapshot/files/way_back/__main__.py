@@ -1,0 +1,73 @@
+"""By hand, at a console without a network: sudo python3 /var/lib/gpu-bringup/way_back restore [SNAPSHOT]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import host
+import restore
+import take
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what is asked and print the result as one line of JSON. 0: done. 1: not, and `failure` says why."""
+    parser = argparse.ArgumentParser(prog="way_back")
+    parser.add_argument("--check", action="store_true", help="say what would be done")
+    commands = parser.add_subparsers(dest="command", required=True)
+    taking = commands.add_parser("take")
+    taking.add_argument("name")
+    taking.add_argument("--keep", type=int, default=3)
+    taking.add_argument("--without-way-back", action="store_true")
+    restoring = commands.add_parser("restore")
+    restoring.add_argument("name", nargs="?", default="")
+    restoring.add_argument("--patience", type=float, default=600.0)
+    looking = commands.add_parser("look")
+    looking.add_argument("--ignore", default="")
+    given = parser.parse_args(argv)
+    if os.geteuid() != 0:
+        sys.stdout.write(json.dumps({"failure": "this must run as root: sudo python3 ..."}) + "\n")
+        return 1
+    try:
+        result = _do(given)
+    except take.Refused as problem:
+        result = {"failure": str(problem), "changed": False}
+    sys.stdout.write(json.dumps(result) + "\n")
+    return 1 if result.get("failure") else 0
+
+
+def _do(given: argparse.Namespace) -> dict[str, Any]:
+    if given.command == "take":
+        return take.take(given.name, keep=given.keep, without_way_back=given.without_way_back, check=given.check)
+    if given.command == "look":
+        return look(given.ignore.split(","))
+    name = given.name or take.newest()
+    if not name:
+        raise take.Refused(f"there is no snapshot in {host.BASE}")
+    result = restore.restore(name, patience_s=given.patience, check=given.check)
+    if result["problems"]:
+        result["failure"] = f"the host is not as in its snapshot: {'; '.join(result['problems'][:6])}"
+    return result
+
+
+def look(ignored: Sequence[str]) -> dict[str, Any]:
+    """Where the host is: for an operator who comes back to it."""
+    found = host.packages()
+    return {
+        "changed": False,
+        "boot_id": host.boot_id(),
+        "driver": host.installed_driver(found),
+        "unfinished": [
+            f"{one.name} ({one.state})" for one in found.values() if one.state[1:].strip() not in ("i", "c")
+        ],
+        "processes": host.processes_on_gpus(ignored),
+        "snapshots": [path.name for path in take.taken()],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
