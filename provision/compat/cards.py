@@ -1,15 +1,16 @@
-"""Which driver serves a card, by its PCI id: pure look-ups in this package's data files."""
+"""A card by its PCI id: its name, the drivers and CUDA versions that serve it. Pure look-ups in the package's data."""
 
 from __future__ import annotations
 
 import csv
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+
+from provision.compat.data import Architecture, facts, version
+
+__all__ = ["CURRENT", "Card", "card", "minimum_driver", "names", "serves", "version"]
 
 CURRENT = "current"
 """The last branch of a card that the newest listed driver (595) still serves."""
@@ -20,83 +21,88 @@ class Card:
     """A card by its PCI id. Fields are empty where the list does not know it: never a reason to call it served.
 
     `last_branch`: "current", or the number of the last driver branch that serves it, "470".
+    `first_driver`: the driver of the first CUDA toolkit that knows its generation; nothing older serves it.
     """
 
     pci_id: str
     name: str = ""
     last_branch: str = ""
     generation: str = ""
+    capability: str = ""
     first_driver: str = ""
     modules: tuple[str, ...] = ()
+    architecture: Architecture | None = None
 
 
 def card(pci_id: str, subsystem: str = "") -> Card:
     """The card with this vendor and device ("10de:2335") and subsystem ("10de:18bf")."""
-    vendor, _, device = pci_id.lower().partition(":")
+    found = _card(pci_id.lower(), subsystem.lower().replace(":", " "))
+    return replace(found, pci_id=pci_id)
+
+
+@cache
+def _card(pci_id: str, subsystem: str) -> Card:
+    vendor, _, device = pci_id.partition(":")
     if vendor != "10de":
         return Card(pci_id)
     rows = _rows()
-    exact = rows.get(f"{device} {subsystem.lower().replace(':', ' ')}") or rows.get(device)
     # A device id has one branch whatever the subsystem; only the marketing names differ (a test holds that).
-    name, branch = exact or ("", next((row[1] for key, row in rows.items() if key.startswith(device + " ")), ""))
-    generation = next((one for one in _data()["generation"] if device[:2].upper() in one["device_ids"]), None)
-    if generation is not None and branch in (CURRENT, ""):
-        return Card(pci_id, name, branch, generation["name"], generation["first_driver"], tuple(generation["modules"]))
-    return Card(pci_id, name, branch, modules=("proprietary",) if branch not in ("", CURRENT) else ())
+    of_device = rows.get(device, {})
+    name, branch = of_device.get(subsystem) or of_device.get("") or _any(of_device)
+    found = facts().architecture(device)
+    if found is None:
+        return Card(pci_id, name, branch, modules=("proprietary",) if branch not in ("", CURRENT) else ())
+    first, _ = facts().cuda.get(found.first_cuda, ("", None))
+    return Card(pci_id, name, branch, found.name, found.capability, first, found.modules, found)
+
+
+def _any(of_device: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """Of an unread subsystem: every name that the device id has, and its branch."""
+    listed = dict.fromkeys(name for name, _ in of_device.values())
+    return " or ".join(listed), next((branch for _, branch in of_device.values()), "")
 
 
 def minimum_driver(cuda: str) -> str:
     """The oldest driver for programs built with this CUDA ("13.0"), or empty where the table has no such major."""
     major = cuda.partition(".")[0]
-    return next((str(one["minimum_driver"]) for one in _data()["cuda"] if str(one["major"]) == major), "")
+    return facts().cuda_majors[int(major)][0] if major.isdecimal() and int(major) in facts().cuda_majors else ""
 
 
-def install_command(os_id: str, os_version: str, wanted: Card) -> str:
-    """How this distribution installs a driver for the card."""
-    asked = {"os": os_id, "os_version": os_version, "branch": wanted.last_branch, "generation": wanted.generation}
-    for entry in _data()["install"]:
-        if all(fnmatchcase(value, entry.get(key, "*")) for key, value in asked.items()):
-            return str(entry["command"])
-    if wanted.last_branch not in ("", CURRENT):
-        return (
-            f"install a driver of branch {wanted.last_branch} from nvidia.com: {os_id or 'this system'} packages none"
-        )
-    return "follow docs.nvidia.com/datacenter/tesla/driver-installation-guide for this system"
+def serves(capability: str, code: Sequence[str]) -> str:
+    """The entry ("sm_80", "compute_90") of a build's machine code by which it runs on a card; empty: it does not.
 
-
-def torch_build(capability: str, driver: str) -> str:
-    """The CUDA index ("cu130") of a torch that serves this capability under this driver; empty where none is known.
-
-    An empty capability asks for any card.
+    sm_XY runs on the same major version and the same or a higher minor one; compute_XY on the same or a higher
+    capability, compiled on first use. Source: CUDA C++ Programming Guide, binary and PTX compatibility.
     """
-    for entry in _data()["torch_build"]:
-        oldest = minimum_driver(str(entry["index"]).removeprefix("cu")[:2])
-        if (not capability or capability in entry["capabilities"]) and version(driver) >= version(oldest):
-            return str(entry["index"])
-    return ""
+    wanted = version(capability)
+    by_ptx = ""
+    for entry in code:
+        kind, _, number = entry.partition("_")
+        has = (int(number[:-1]), int(number[-1]))
+        if kind == "sm" and has[0] == wanted[0] and has <= wanted:
+            return entry
+        if kind == "compute" and has <= wanted:
+            by_ptx = entry
+    return by_ptx
 
 
-def version(text: str) -> tuple[int, ...]:
-    """A driver's version as numbers; a part that is none ends it."""
-    numbers = []
-    for part in text.split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+def names() -> Mapping[str, tuple[str, ...]]:
+    """Every name of NVIDIA's list -> the PCI ids that bear it ("10de:1e30 1028:129e" with a subsystem)."""
+    found: dict[str, list[str]] = {}
+    for device, of_device in _rows().items():
+        for subsystem, (name, _) in of_device.items():
+            suffix = " " + subsystem.replace(" ", ":") if subsystem else ""
+            found.setdefault(name, []).append(f"10de:{device}{suffix}")
+    return {name: tuple(ids) for name, ids in found.items()}
 
 
 @cache
-def _rows() -> Mapping[str, tuple[str, str]]:
-    """ "2335 10de 18be" or "1e02" -> (name, last branch)."""
+def _rows() -> Mapping[str, Mapping[str, tuple[str, str]]]:
+    """Device id -> subsystem ("10de 18be", or empty) -> (name, last branch)."""
     text = (files("provision.compat") / "pci_ids.csv").read_text(encoding="utf-8")
-    found = {}
+    found: dict[str, dict[str, tuple[str, str]]] = {}
     for row in csv.DictReader(text.splitlines()):
         branch = CURRENT if row["branch"].startswith(CURRENT) else row["branch"].removesuffix(".xx")
-        found[row["pci_device_id"].lower()] = (row["name"], branch)
+        device, _, subsystem = row["pci_device_id"].lower().partition(" ")
+        found.setdefault(device, {})[subsystem] = (row["name"], branch)
     return found
-
-
-@cache
-def _data() -> Mapping[str, Any]:
-    return tomllib.loads((files("provision.compat") / "cards.toml").read_text(encoding="utf-8"))

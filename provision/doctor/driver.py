@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provision.compat import cards
+from provision.compat import cards, commands
 from provision.doctor.facts import Facts
 from provision.doctor.finding import Finding, broken, holds, unknown
 
@@ -233,7 +233,7 @@ def driver_version(facts: Facts) -> str:
 
 
 def _install(facts: Facts, card: cards.Card) -> str:
-    return cards.install_command(facts.text("system.os_id"), facts.text("system.os_version"), card)
+    return commands.install_command(facts.text("system.os_id"), facts.text("system.os_version"), card)
 
 
 def _card_words(facts: Facts) -> list[str]:

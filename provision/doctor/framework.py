@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provision.compat import cards
+from provision.compat import cards, commands
 from provision.doctor.driver import driver_version
 from provision.doctor.facts import Facts
 from provision.doctor.finding import Finding, broken, holds, unknown
@@ -143,7 +143,7 @@ def _other_build(facts: Facts, name: str, capability: str = "") -> str:
     if name != "torch":
         extra = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda12]"}.get(name, name)
         return f"{python} -m pip install --force-reinstall '{extra}'"
-    index = cards.torch_build(capability, driver_version(facts))
+    index = commands.torch_build(capability, driver_version(facts))
     if not index:
         return "no recent torch fits this driver and card: install a newer driver, or an older torch by hand"
     return f"{python} -m pip install --force-reinstall torch --index-url (PyTorch's index {index})"

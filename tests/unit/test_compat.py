@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from provision.compat import cards
+from provision.compat import cards, commands
 from validators.probes import pci
 
 
@@ -18,8 +18,8 @@ def rows() -> list[dict[str, str]]:
     [
         ("10de:2335", "10de:18bf", "NVIDIA H200", "current", "Hopper"),
         ("10DE:2335", "10DE:18BF", "NVIDIA H200", "current", "Hopper"),
-        ("10de:118a", "10de:1013", "GRID K520", "470", ""),
-        ("10de:1db1", "10de:1212", "Tesla V100-SXM2-16GB", "580", ""),
+        ("10de:118a", "10de:1013", "GRID K520", "470", "Kepler"),
+        ("10de:1db1", "10de:1212", "Tesla V100-SXM2-16GB", "580", "Volta"),
         ("10de:1e30", "10de:129e", "Quadro RTX 8000", "current", "Turing"),
         ("10de:1e30", "ffff:ffff", "Quadro RTX 6000", "current", "Turing"),
         ("10de:2901", "10de:1999", "NVIDIA B200", "current", "Blackwell"),
@@ -70,13 +70,13 @@ def test_the_oldest_driver_of_a_cuda(cuda: str, driver: str):
         ("9.0", "580.159.04", "cu130"),
         ("9.0", "535.183.01", "cu126"),
         ("7.0", "580.159.04", "cu126"),
-        ("12.0", "535.183.01", ""),
+        ("12.0", "520.61.05", ""),
         ("3.0", "470.256.02", ""),
         ("", "580.159.04", "cu130"),
     ],
 )
 def test_a_torch_for_card_and_driver(capability: str, driver: str, index: str):
-    assert cards.torch_build(capability, driver) == index
+    assert commands.torch_build(capability, driver) == index
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_a_torch_for_card_and_driver(capability: str, driver: str, index: str):
     ],
 )
 def test_the_command_that_installs_a_driver_is_the_distribution_s(os_id: str, os_version: str, pci_id: str, word: str):
-    assert word in cards.install_command(os_id, os_version, cards.card(pci_id))
+    assert word in commands.install_command(os_id, os_version, cards.card(pci_id))

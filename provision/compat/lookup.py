@@ -1,0 +1,101 @@
+"""A machine from a card's name: `bringup plan --gpu "GTX 1080 Ti" --os ubuntu-24.04` asks about no host."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+
+from provision.compat.cards import Card, card, names
+from provision.compat.case import shown
+from provision.compat.model import Machine
+from provision.compat.resolver import known_systems
+from provision.criteria.suggest import did_you_mean
+from provision.errors import UsageError
+
+_MAKERS = re.compile(r"\b(nvidia|geforce|tesla|quadro|grid)\b")
+_PCI_ID = re.compile(r"(?:10de:)?([0-9a-f]{4})", re.ASCII)
+
+
+def machine_for(gpu_name: str, os: str) -> Machine:
+    """A machine with one such card. The name as NVIDIA writes it, without "NVIDIA GeForce" too, or a PCI id.
+
+    Raises UsageError where the card or the system is not known, or the name stands for cards that differ.
+    """
+    system = os.strip().lower().replace(" ", "-")
+    if system not in known_systems():
+        raise UsageError(f'--os "{shown(os)}" is not known{did_you_mean(system, known_systems())}')
+    return Machine(gpus=(_pci_id(gpu_name),), os=system)
+
+
+@cache
+def known_gpus() -> tuple[str, ...]:
+    """Every name of a card in NVIDIA's list and in the criteria's, sorted."""
+    return tuple(sorted({*names(), *_aliases()}, key=str.casefold))
+
+
+def _pci_id(gpu_name: str) -> str:
+    match = _PCI_ID.fullmatch(gpu_name.strip().lower())
+    if match:
+        pci_id = f"10de:{match[1]}"
+        if not card(pci_id).last_branch:
+            raise UsageError(f"PCI id {pci_id} is not in NVIDIA's list for driver 595")
+        return pci_id
+    table, wanted = _table(), _normal(gpu_name)
+    found = table.get(wanted) or [
+        pci_id for name, ids in table.items() if wanted and name.startswith(wanted + " ") for pci_id in ids
+    ]
+    if not found:
+        short = {_MAKERS.sub("", name.lower()).strip(): name for name in known_gpus()}
+        near = did_you_mean(_MAKERS.sub("", gpu_name.lower()).strip(), short)
+        raise UsageError(
+            f'no card is called "{shown(gpu_name)}"{near}', 'a PCI id serves as well, as lspci -n shows it: "10de:2335"'
+        )
+    kinds = {_kind(card(*pci_id.split(" "))): pci_id for pci_id in reversed(found)}
+    if len(kinds) > 1:
+        raise UsageError(
+            f'"{shown(gpu_name)}" stands for cards that differ: {_which(kinds.values())}',
+            "give the PCI id instead, as lspci -n shows it",
+        )
+    # An id without a subsystem stands for the card best.
+    return min(found, key=lambda pci_id: (" " in pci_id, found.index(pci_id)))
+
+
+def _kind(one: Card) -> tuple[str, str, tuple[str, ...]]:
+    """What the resolver looks at."""
+    return one.last_branch, one.capability, one.modules
+
+
+def _which(ids: Iterable[str]) -> str:
+    each = []
+    for pci_id in sorted(ids):
+        one = card(*pci_id.split(" "))
+        each.append(f"{pci_id} ({one.generation or 'older'}, last branch {one.last_branch})")
+    return "; ".join(each)
+
+
+def _normal(name: str) -> str:
+    """ "NVIDIA GeForce GTX 1080 Ti" -> "gtx 1080 ti"; "V100-SXM2-16GB" -> "v100 sxm2 16gb"."""
+    return " ".join(_MAKERS.sub(" ", re.sub(r"[^a-z0-9.]+", " ", name.lower())).split())
+
+
+@cache
+def _table() -> dict[str, list[str]]:
+    """Normal name -> PCI ids."""
+    found: dict[str, list[str]] = {}
+    for name, ids in names().items():
+        found.setdefault(_normal(name), []).extend(ids)
+    for alias, listed in _aliases().items():
+        ids = [pci_id for one in listed for pci_id in found.get(_normal(one), ())]
+        if ids:
+            found.setdefault(_normal(alias), []).extend(ids)
+    return found
+
+
+@cache
+def _aliases() -> dict[str, tuple[str, ...]]:
+    """The names of the criteria's cards -> the names that NVML gives them."""
+    data = tomllib.loads((files("provision.criteria") / "gpus.toml").read_text(encoding="utf-8"))
+    return {one["name"]: tuple(one["nvml_names"]) for one in data["gpu"]}
