@@ -20,7 +20,7 @@ def install_command(os_id: str, os_version: str, wanted: Card) -> str:
             continue
         command = f"sudo apt-get install linux-headers-$(uname -r) {' '.join(part.packages)} && sudo reboot"
         if source == "nvidia":
-            return f"add NVIDIA's repository (cuda-keyring), since {os_id}'s own has no driver for this card; then: {command}"
+            return f"add NVIDIA's repository (cuda-keyring), since {os_id} has no driver for this card; then: {command}"
         return command + ("   # components contrib and non-free" if os_id == "debian" else "")
     if wanted.last_branch not in ("", CURRENT):
         system = os_id or "this system"
@@ -29,8 +29,8 @@ def install_command(os_id: str, os_version: str, wanted: Card) -> str:
 
 
 def _driver(os: str, wanted: Card, source: Source) -> Resolution:
-    # A DKMS build serves whatever kernel runs, so a kernel without prebuilt modules is asked for.
-    machine = Machine(gpus=(wanted.pci_id,), os=os)
+    # The kernel is not known here, and DKMS builds for whatever runs: no prebuilt module of some flavour.
+    machine = Machine(gpus=(wanted.pci_id,), os=os, kernel="any")
     return resolve(machine, Wish(source=source, scope="full", container_toolkit=False))
 
 
@@ -39,7 +39,6 @@ def torch_build(capability: str, driver: str) -> str:
 
     An empty capability asks for any card.
     """
-    found = best(
-        [one for one in facts().builds if one.framework == "torch"], [capability] if capability else [], driver
-    )
+    builds = [one for one in facts().builds if one.framework == "torch"]
+    found = best(builds, [capability] if capability else [], driver)
     return "" if found is None else found.index or "cu" + found.cuda.replace(".", "")

@@ -56,14 +56,12 @@ def _choose(case: Case, name: str, which: str, builds: list[Build], driver: str)
     bare = [card for card in case.cards if not card.capability]
     if case.unlisted or bare:
         them = words([*map(shown, case.unlisted), *map(card_word, bare)])
-        case.block(
-            f"which {name} runs on {them} cannot be said: its compute capability is not known", f"leave {name} out"
-        )
+        case.block(f"which {name} runs on {them} is not established", f"leave {name} out")
         return None
     capabilities = list(dict.fromkeys(card.capability for card in case.cards))
     found = best([one for one in builds if _python(case, one)], capabilities, driver)
     if found is None:
-        _explain(case, name, which, builds, capabilities, driver)
+        _explain(case, which, builds, driver)
     return found
 
 
@@ -72,8 +70,9 @@ def _python(case: Case, build: Build) -> bool:
     return version(first) <= version(case.system.python) <= version(last)
 
 
-def _explain(case: Case, name: str, which: str, builds: list[Build], capabilities: list[str], driver: str) -> None:
+def _explain(case: Case, which: str, builds: list[Build], driver: str) -> None:
     """The first thing that leaves no build."""
+    name, capabilities = builds[0].framework, [card.capability for card in case.cards]
     coded = [one for one in builds if all(serves(capability, one.code) for capability in capabilities)]
     if not coded:
         cards = words(f"{card_word(card)}, compute capability {card.capability}," for card in case.cards)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterable
@@ -37,21 +38,19 @@ def known_gpus() -> tuple[str, ...]:
 
 
 def _pci_id(gpu_name: str) -> str:
+    found = _named(gpu_name)
     match = _PCI_ID.fullmatch(gpu_name.strip().lower())
-    if match:
+    if match and not found:
         pci_id = f"10de:{match[1]}"
         if not card(pci_id).last_branch:
-            raise UsageError(f"PCI id {pci_id} is not in NVIDIA's list for driver 595")
+            raise UsageError(f"the PCI id {pci_id} is not in NVIDIA's list for driver 595")
         return pci_id
-    table, wanted = _table(), _normal(gpu_name)
-    found = table.get(wanted) or [
-        pci_id for name, ids in table.items() if wanted and name.startswith(wanted + " ") for pci_id in ids
-    ]
     if not found:
-        short = {_MAKERS.sub("", name.lower()).strip(): name for name in known_gpus()}
-        near = did_you_mean(_MAKERS.sub("", gpu_name.lower()).strip(), short)
+        short = {_normal(name): name for name in known_gpus()}
+        near = [short[one] for one in difflib.get_close_matches(_normal(gpu_name)[:80], short, n=1, cutoff=0.6)]
         raise UsageError(
-            f'no card is called "{shown(gpu_name)}"{near}', 'a PCI id serves as well, as lspci -n shows it: "10de:2335"'
+            f'no card is called "{shown(gpu_name)}"' + (f'; did you mean "{near[0]}"?' if near else ""),
+            'a PCI id serves as well, as lspci -n shows it: "10de:2335"',
         )
     kinds = {_kind(card(*pci_id.split(" "))): pci_id for pci_id in reversed(found)}
     if len(kinds) > 1:
@@ -61,6 +60,14 @@ def _pci_id(gpu_name: str) -> str:
         )
     # An id without a subsystem stands for the card best.
     return min(found, key=lambda pci_id: (" " in pci_id, found.index(pci_id)))
+
+
+def _named(gpu_name: str) -> list[str]:
+    """The PCI ids of this name; else of every name that begins with it, word by word ("A100")."""
+    table, wanted = _table(), _normal(gpu_name)
+    if not wanted:
+        return []
+    return table.get(wanted) or [one for name, ids in table.items() if name.startswith(wanted + " ") for one in ids]
 
 
 def _kind(one: Card) -> tuple[str, str, tuple[str, ...]]:
@@ -77,8 +84,10 @@ def _which(ids: Iterable[str]) -> str:
 
 
 def _normal(name: str) -> str:
-    """ "NVIDIA GeForce GTX 1080 Ti" -> "gtx 1080 ti"; "V100-SXM2-16GB" -> "v100 sxm2 16gb"."""
-    return " ".join(_MAKERS.sub(" ", re.sub(r"[^a-z0-9.]+", " ", name.lower())).split())
+    """ "NVIDIA GeForce GTX 1080 Ti", "gtx1080ti" -> "gtx 1080 ti"; "V100-SXM2-16GB" -> "v100 sxm2 16gb"."""
+    plain = re.sub(r"[^a-z0-9.]+", " ", name.lower()[:200])
+    apart = re.sub(r"(?<=\d)(?=(ti|super)\b)|(?<=\brtx|\bgtx)(?=\d)", " ", plain)
+    return " ".join(_MAKERS.sub(" ", apart).split())
 
 
 @cache
@@ -88,9 +97,9 @@ def _table() -> dict[str, list[str]]:
     for name, ids in names().items():
         found.setdefault(_normal(name), []).extend(ids)
     for alias, listed in _aliases().items():
-        ids = [pci_id for one in listed for pci_id in found.get(_normal(one), ())]
-        if ids:
-            found.setdefault(_normal(alias), []).extend(ids)
+        of_names = [pci_id for one in listed for pci_id in found.get(_normal(one), ())]
+        if of_names:
+            found.setdefault(_normal(alias), []).extend(of_names)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provision.compat.cards import CURRENT
+from provision.compat.cards import CURRENT, Card
 from provision.compat.case import Case, Driver, card_word, shown, words
 from provision.compat.data import Toolkit, facts, version
 from provision.compat.model import Part, Reason
@@ -52,28 +52,30 @@ def resolve_cuda(case: Case, driver: str) -> None:
 
 
 def unfit(case: Case, number: str, driver: str) -> tuple[str, tuple[Reason, ...]]:
-    """Why this CUDA version does not fit the driver and the cards, and by which facts; empty: it does."""
-    if number not in facts().cuda:
-        known = words(one for one in facts().cuda if version(one) >= (11,))
-        return f"CUDA {shown(number)} is not among the established versions ({known})", ()
-    floor = facts().cuda_majors.get(version(number)[0])
+    """Why this CUDA version does not fit the cards and the driver, and by which facts; empty: it does."""
+    floor = facts().cuda_majors.get(version(number)[0]) if number in facts().cuda else None
     if floor is None:
-        return f"CUDA {number} is older than what is established here (11.0)", ()
+        known = words(one for one in facts().cuda if version(one)[0] in facts().cuda_majors)
+        return f"CUDA {shown(number)} is not among the established versions ({known})", ()
     for card in case.cards:
-        found = card.architecture
-        if found is None:
-            return f"no CUDA is established for {card_word(card)}", ()
-        if found.last_cuda and version(number) > version(found.last_cuda):
-            return f"CUDA {number} does not know {card_word(card)} any more: {found.last_cuda} was the last", (
-                found.reason,
-            )
-        if version(number) < version(found.first_cuda):
-            return f"CUDA {number} does not know {card_word(card)} yet: {found.first_cuda} is the first", (
-                found.reason,
-            )
+        why = _stranger(card, number)
+        if why:
+            return why, (card.architecture.reason,) if card.architecture is not None else ()
     if driver and version(driver) < version(floor[0]):
         return f"CUDA {number} needs driver {floor[0]} or newer, and driver {driver} is the one here", (floor[1],)
     return "", ()
+
+
+def _stranger(card: Card, number: str) -> str:
+    """Why this CUDA builds nothing for the card; empty: it does."""
+    found = card.architecture
+    if found is None:
+        return f"no CUDA is established for {card_word(card)}"
+    if found.last_cuda and version(number) > version(found.last_cuda):
+        return f"CUDA {number} does not know {card_word(card)} any more: {found.last_cuda} was the last"
+    if version(number) < version(found.first_cuda):
+        return f"CUDA {number} does not know {card_word(card)} yet: {found.first_cuda} is the first"
+    return ""
 
 
 def _floor(number: str) -> Reason:
