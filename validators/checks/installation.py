@@ -31,7 +31,11 @@ METRICS = (
     Metric("run_installer", "text", "traces of a driver from NVIDIA's .run file, or none (labels: version)"),
     Metric("gpu_processes", "count", "processes that hold /dev/nvidia* open, where all could be looked into"),
     Metric("gpu_process", "text", "one of them (labels: pid, nodes)"),
-    Metric("disk_free", "MiB", "what an installation can still write (labels: path)"),
+    Metric(
+        "disk_free",
+        "MiB",
+        "what an installation can still write (labels: path, device: paths of one file system share it)",
+    ),
     Metric("python_available", "version", "a python3.N on the usual paths, by its name (labels: path)"),
     Metric("cloud_init", "text", "whether cloud-init is running, done or absent: it installs packages too"),
 )
@@ -213,12 +217,12 @@ def _gpu_processes(ctx: Context, files: Files) -> None:
 def _disks(ctx: Context, files: Files) -> None:
     for path in _PLACES:
         try:
-            free = os.statvfs(files.root + path)
+            free, device = os.statvfs(files.root + path), os.stat(files.root + path).st_dev
         except OSError as problem:
             if path != "/boot":  # a container has none, and needs none
                 ctx.unknown("disk_free", f"{path}: {problem.strerror}", labels={"path": path})
             continue
-        ctx.measure("disk_free", free.f_bavail * free.f_frsize >> 20, labels={"path": path})
+        ctx.measure("disk_free", free.f_bavail * free.f_frsize >> 20, labels={"path": path, "device": str(device)})
 
 
 def _pythons(ctx: Context, files: Files) -> None:
