@@ -101,7 +101,7 @@ def cards_of(gpus: Iterable[str]) -> tuple[tuple[Card, ...], tuple[str, ...]]:
 
 def misfit(one: Card, branch: int, driver: str) -> str:
     """Why a driver of this branch and version does not serve the card, whatever its module; empty: it does."""
-    if one.last_branch != CURRENT and branch > int(one.last_branch):
+    if one.last_branch != CURRENT and branch > version(one.last_branch)[0]:
         return f"{card_word(one)} is served up to branch {one.last_branch}"
     if one.first_driver and version(driver) < version(one.first_driver):
         return f"{card_word(one)} needs driver {one.first_driver} or newer"

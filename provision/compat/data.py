@@ -14,13 +14,17 @@ from provision.compat.model import Reason
 
 @dataclass(frozen=True)
 class Architecture:
-    """Cards of one compute capability. `last_cuda`: empty where the newest toolkit still builds for it."""
+    """Cards of one compute capability. `last_cuda`: empty where the newest toolkit still builds for it.
+
+    `on_arm`: the GPU comes on one board with an Arm processor.
+    """
 
     name: str
     capability: str
     modules: tuple[str, ...]
     first_cuda: str
     last_cuda: str
+    on_arm: bool
     reason: Reason
 
 
@@ -204,7 +208,15 @@ def _architecture(entry: Mapping[str, Any]) -> Architecture:
     modules, last = tuple(entry["modules"]), entry.get("last_cuda", "")
     rule = f"{entry['name']}, compute capability {entry['capability']}: {' or '.join(modules)} kernel module"
     rule += f", CUDA {entry['first_cuda']} to {last}" if last else f", CUDA {entry['first_cuda']} and newer"
-    return Architecture(entry["name"], entry["capability"], modules, entry["first_cuda"], last, _reason(entry, rule))
+    return Architecture(
+        entry["name"],
+        entry["capability"],
+        modules,
+        entry["first_cuda"],
+        last,
+        entry.get("host") == "arm64",
+        _reason(entry, rule),
+    )
 
 
 def _branch(entry: Mapping[str, Any]) -> Branch:

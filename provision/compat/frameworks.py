@@ -9,7 +9,6 @@ from provision.compat.case import Case, card_word, shown, words
 from provision.compat.data import Build, facts, version
 from provision.compat.model import Part
 from provision.compat.toolkits import own_cuda
-from provision.criteria.suggest import did_you_mean
 
 
 def resolve_frameworks(case: Case, driver: str) -> None:
@@ -17,8 +16,8 @@ def resolve_frameworks(case: Case, driver: str) -> None:
     for name, asked in case.wish.frameworks.items():
         builds = [one for one in facts().builds if one.framework == name and one.reason.confidence != "low"]
         if not builds:
-            known = {one.framework for one in facts().builds}
-            case.block(f'no wheels of "{shown(name)}" are established{did_you_mean(name, known)}', "name another")
+            known = words(dict.fromkeys(one.framework for one in facts().builds))
+            case.block(f'no wheels of "{shown(name)}" are established', f"name one of {known}")
             continue
         if asked != "auto":
             named = [one for one in builds if one.version == asked]

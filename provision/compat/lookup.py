@@ -37,6 +37,11 @@ def known_gpus() -> tuple[str, ...]:
     return tuple(sorted({*names(), *_aliases()}, key=str.casefold))
 
 
+def criteria_cards() -> tuple[str, ...]:
+    """The names of the cards that have figures in the criteria."""
+    return tuple(_aliases())
+
+
 def _pci_id(gpu_name: str) -> str:
     found = _named(gpu_name)
     match = _PCI_ID.fullmatch(gpu_name.strip().lower())

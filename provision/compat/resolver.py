@@ -8,7 +8,6 @@ from provision.compat.data import facts
 from provision.compat.frameworks import resolve_frameworks
 from provision.compat.model import Blocker, Machine, Part, Resolution, Wish
 from provision.compat.toolkits import resolve_cuda, upper_bound
-from provision.criteria.suggest import did_you_mean
 
 
 def resolve(machine: Machine, wish: Wish, today: str = "") -> Resolution:
@@ -48,8 +47,7 @@ def _outside(machine: Machine) -> Blocker | None:
     """What the facts do not cover at all."""
     if machine.os not in facts().systems:
         names = words(one.name for one in facts().systems.values())
-        what = f'"{shown(machine.os)}" is not a supported system{did_you_mean(machine.os, facts().systems)}'
-        return Blocker(what, f"use one of {names}")
+        return Blocker(f'"{shown(machine.os)}" is not a supported system', f"use one of {names}")
     if machine.architecture not in ("x86_64", "amd64"):
         what = f"which packages and wheels a {shown(machine.architecture)} host takes is not established"
         return Blocker(what, "install the driver by hand after NVIDIA's guide; the checks run there all the same")

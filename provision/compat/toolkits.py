@@ -12,7 +12,7 @@ def upper_bound(case: Case, found: Driver | None) -> str:
     """The driver to judge CUDA by: the chosen one; else the newest that may serve the cards; empty: any."""
     if found is not None:
         return found.version
-    last = [int(card.last_branch) for card in case.cards if card.last_branch != CURRENT]
+    last = [version(card.last_branch)[0] for card in case.cards if card.last_branch != CURRENT]
     if not last:
         return ""
     branch = facts().branches.get(min(last))
