@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -75,16 +75,18 @@ class RunState:
     ended: bool = False
 
 
-def state(events: Sequence[Event]) -> RunState:
+def state(events: Iterable[Event]) -> RunState:
     """Where every host is. Pure."""
-    run = RunState()
-    hosts: dict[str, HostState] = {}
+    return _with(RunState(), events)
+
+
+def _with(run: RunState, events: Iterable[Event]) -> RunState:
+    hosts = dict(run.hosts)
     for event in events:
         if event.host == RUN:
             run = _of_run(run, event)
-            continue
-        before = hosts.get(event.host, HostState(event.host))
-        hosts[event.host] = _of_host(before, event)
+        else:
+            hosts[event.host] = _of_host(hosts.get(event.host, HostState(event.host)), event)
     return replace(run, hosts=hosts)
 
 
@@ -155,7 +157,7 @@ class Journal:
                 "wait for that `bringup` to end, or end it; a process that is gone holds nothing",
             ) from None
         self._drop_torn_line()
-        self.events = list(read(folder))
+        self._state = state(read(folder))
 
     def __enter__(self) -> Journal:
         return self
@@ -178,12 +180,12 @@ class Journal:
             os.fsync(self._file)
         except OSError as problem:
             raise RunDirectoryError(f"{self.path} cannot be written: {problem.strerror}", "is the disk full?") from None
-        self.events.append(event)
+        self._state = _with(self._state, (event,))
         return event
 
     def state(self) -> RunState:
         """Where every host is now."""
-        return state(self.events)
+        return self._state
 
     def _drop_torn_line(self) -> None:
         size = os.fstat(self._file).st_size

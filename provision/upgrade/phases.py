@@ -42,6 +42,9 @@ DOWN: tuple[Outcome, ...] = ("broken", "lost")
 UNREACHABLE = "unreachable"
 """In a failed step's data: the host did not answer over SSH."""
 
+ALREADY = "already"
+"""In the data of the step before: the host has the version asked for, and nothing is done to it."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -68,6 +71,8 @@ def following(steps: Sequence[Step], *, first: Phase = "before") -> Phase | Outc
 
 
 def _after_success(last: Step) -> Phase | Outcome:
+    if last.data.get(ALREADY):
+        return "done"
     order = BACK if last.phase in BACK else FORWARD
     at = order.index(last.phase)
     return order[at + 1] if at + 1 < len(order) else "undrain"
@@ -87,6 +92,26 @@ def _ended(steps: Sequence[Step]) -> Outcome:
     return "refused" if any(step.phase == "drain" and step.status == "failed" for step in steps[-2:]) else "done"
 
 
+ORDER: tuple[tuple[Phase, ...], ...] = (
+    ("before",),
+    ("snapshot",),
+    ("drain",),
+    ("install",),
+    ("restore",),
+    ("reboot", "reboot_back"),
+    ("validate",),
+    ("validate_back",),
+    ("hold",),
+    ("undrain",),
+)
+"""Which phase a wave does first where its hosts are at different ones. What stands together is done together."""
+
+
 def is_phase(name: Phase | Outcome) -> TypeGuard[Phase]:
     """Whether it is a phase, and not how a host ended."""
     return name in PHASES
+
+
+def is_outcome(name: Phase | Outcome) -> TypeGuard[Outcome]:
+    """Whether it is how a host ended."""
+    return name in OUTCOMES

@@ -1,0 +1,122 @@
+"""Hosts measured before and after, in run directories of their own: `bringup report RUN/before` renders them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from provision import __version__
+from provision.bundle import Bundle
+from provision.catalogue import load_catalogue
+from provision.criteria import Criteria, load
+from provision.executors import make_executor
+from provision.hosts import Host
+from provision.manifest import Manifest, public_host
+from provision.remote import HostRun, Job, validate_host
+from provision.report.model import HostReport
+from provision.request import Choice, make_plan
+from provision.store import RunDirectory, now
+from provision.verdict import judge
+from validators.schema import CheckInfo, Plan
+
+CHECKS = ("compute_capability", "system", "software", "gpu_health", "matmul")
+MATMUL_S = 1
+"""Seconds of products per format: enough to see a card that lost a tenth of its speed."""
+When = Literal["before", "after", "back"]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures hosts of one upgrade. `folder`: its run directory. `become`: as root, by a sudo that asks nothing."""
+
+    folder: Path
+    hosts: Sequence[Host]
+    bundle: Bundle
+    host_keys: Literal["strict", "accept-new"] = "strict"
+    become: bool = True
+
+    @cached_property
+    def _catalogue(self) -> tuple[CheckInfo, ...]:
+        return load_catalogue(self.bundle)
+
+    @cached_property
+    def _criteria(self) -> Criteria:
+        return load((), self._catalogue)
+
+    @cached_property
+    def _plans(self) -> dict[str, Plan]:
+        choice = Choice(only=CHECKS, params={"matmul": {"seconds": MATMUL_S}})
+        return {host.name: make_plan(_as_asked(host), self._catalogue, choice) for host in self.hosts}
+
+    def run(self, when: When, names: Iterable[str]) -> dict[str, HostReport]:
+        """Measure these hosts now, all at once, and judge them. What was measured under `when` before is replaced."""
+        kept = self._directory(when)
+        chosen = [host for host in self.hosts if host.name in set(names)]
+        runs: list[HostRun] = []
+        with make_executor("threads", max(1, min(32, len(chosen)))) as executor:
+            futures = []
+            for host in chosen:
+                records = kept.records_path(host.name)
+                records.unlink(missing_ok=True)
+                job = Job(self.bundle, self._plans[host.name], records, host_keys=self.host_keys)
+                futures.append(executor.submit(validate_host, replace(host, become=host.become or self.become), job))
+            for future in as_completed(futures):
+                runs.append(future.result())
+                kept.finish_host(runs[-1])
+        return self._judged(runs)
+
+    def read(self, when: When, names: Iterable[str]) -> dict[str, HostReport]:
+        """What was measured of these hosts earlier."""
+        wanted = set(names)
+        return self._judged([run for run in self._directory(when).runs() if run.host in wanted])
+
+    def _judged(self, runs: Sequence[HostRun]) -> dict[str, HostReport]:
+        names = {run.host for run in runs}
+        report = judge(
+            runs,
+            hosts=[host for host in self.hosts if host.name in names],
+            catalogue=self._catalogue,
+            criteria=self._criteria,
+            plans=self._plans,
+            run_id=self.folder.name,
+            created=now(),
+            judged=now(),
+            version=__version__,
+        )
+        return {host.name: without_idle_checks(host) for host in report.hosts}
+
+    def _directory(self, when: When) -> RunDirectory:
+        if (self.folder / when / "manifest.json").is_file():
+            return RunDirectory.open(self.folder / when)
+        manifest = Manifest(
+            version=__version__,
+            created=now(),
+            python=platform.python_version(),
+            command=f"bringup upgrade: {when}",
+            hosts=tuple(public_host(host) for host in self.hosts),
+            catalogue=self._catalogue,
+            plans=self._plans,
+            criteria=self._criteria.files,
+            bundle=self.bundle.sha256,
+            run_id=when,
+        )
+        return RunDirectory.create(self.folder, manifest)
+
+
+def _as_asked(host: Host) -> Host:
+    """The host without the inventory's choice of checks: what is compared must be the same on both sides."""
+    kept = {key: value for key, value in host.variables.items() if key not in ("bringup_only", "bringup_skip")}
+    return replace(host, variables=kept)
+
+
+def without_idle_checks(report: HostReport) -> HostReport:
+    """A host without a framework has no matmul: that is no fault of its driver. With one, it must run."""
+    has = any(one.metric == "framework_version" and one.value is not None for one in report.measurements)
+    if has or any(one.check == "matmul" for one in report.measurements):
+        return report
+    return replace(report, verdicts=tuple(one for one in report.verdicts if one.check != "matmul"))

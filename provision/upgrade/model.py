@@ -1,0 +1,76 @@
+"""What an upgrade is asked for, and what it works with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from provision.bundle import Bundle
+from provision.hosts import Host
+from provision.plays import PlayEvent
+from provision.upgrade.compare import TOLERANCE
+from provision.upgrade.waves import Rules
+
+DRAIN_VARIABLE = "bringup_drain_command"
+UNDRAIN_VARIABLE = "bringup_undrain_command"
+CONSOLE_VARIABLE = "bringup_console"
+"""Inventory variables: the site's commands, and where a host's console is (a command, an address)."""
+
+ROLES = ("host_python", "nvidia_repository", "nvidia_driver", "fabric_manager", "container_toolkit")
+"""What the install phase applies, in this order."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to upgrade. `to`: the driver's branch ("595") or version ("595.91.07"). Times in seconds.
+
+    `drain`, `undrain`: commands on the operator's machine; a host's own inventory variables go before them.
+    `even_if_failing`: also hosts whose own measurements fail before. `tolerance`: see compare().
+    """
+
+    to: str
+    rules: Rules = field(default_factory=Rules)
+    drain: str = ""
+    undrain: str = ""
+    drain_timeout_s: float = 3600.0
+    install_timeout_s: int = 1800
+    reboot_timeout_s: int = 900
+    tolerance: float = TOLERANCE
+    even_if_failing: bool = False
+    without_way_back: bool = False
+    host_keys: Literal["strict", "accept-new"] = "strict"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the roles are given for each host, and the hosts that cannot be upgraded with the reason."""
+
+    variables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+Planner = Callable[[Sequence[Host]], Prepared]
+"""Asks hosts what they are and says what to install there."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the work is done with. `bundle`: what measures. `roles`: what the install phase applies."""
+
+    bundle: Bundle
+    become_password: str | None = None
+    roles: Sequence[str] = ROLES
+    on_event: Callable[[PlayEvent], None] | None = None
+    tell: Callable[[str], None] = lambda _line: None
+    settle_s: float = 30.0
+    """Seconds before a host that looks worse is measured once more: services that start late."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a phase ended on one host."""
+
+    ok: bool
+    detail: str = ""
+    data: Mapping[str, object] = field(default_factory=dict)
