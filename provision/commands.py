@@ -7,26 +7,25 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, cast
+from typing import Literal, NoReturn, cast
 
 from provision import __version__
 from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
-from provision.console import HostProgress, echo_on, host_progress, out, say
+from provision.console import echo_on, host_progress, out, say
 from provision.criteria import Criteria, load
 from provision.errors import UsageError
-from provision.executors import make_executor
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.remote import HostRun, Job, interrupt, validate_host
+from provision.measuring import run_jobs
+from provision.remote import Job
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
@@ -34,11 +33,9 @@ from provision.report.text import plain
 from provision.request import Choice, make_plan, narrowed, parse_params
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
-from validators.schema import CheckInfo, Plan, Record
+from validators.schema import CheckInfo, Plan
 
 HostKeys = Literal["strict", "accept-new"]
-INTERRUPT_S = 5.0
-"""Seconds that hosts get after Ctrl-C to end what they run and say so."""
 DOCTOR_CHECKS = ("system", "software", "compute_capability", "gpu_health", "preflight")
 """What the chain of `bringup doctor` is walked from."""
 
@@ -257,40 +254,23 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, 
     """Map validate_host over the hosts. On Ctrl-C, what has come stays; connections end, and with them the leases."""
     bundle = build_bundle()
     checks_planned = max(len(plan.checks) for plan in run.manifest.plans.values())
-    executor = make_executor("threads", min(options.workers, len(hosts)))
     with host_progress(len(hosts), checks_planned) as progress:
-        try:
-            futures: dict[Future[HostRun], Host] = {}
-            for host in hosts:
-                job = Job(
+        jobs = [
+            (
+                host,
+                Job(
                     bundle=bundle,
                     plan=run.manifest.plans[host.name],
                     records_path=run.records_path(host.name),
                     host_keys=cast(HostKeys, options.host_keys),
-                )
-                futures[executor.submit(validate_host, host, job, _teller(host, progress))] = host
-            for future in as_completed(futures):
-                done = future.result()
-                run.finish_host(done)
-                failed = (
-                    f"not measured: {done.failure.message.removeprefix(f'{done.host}: ')}"
-                    if done.failure
-                    else "measured"
-                )
-                progress.done(futures[future].name, f"{failed} ({done.duration_s:.1f} s)")
+                ),
+            )
+            for host in hosts
+        ]
+        try:
+            run_jobs(jobs, workers=options.workers, progress=progress, keep=run.finish_host)
         except KeyboardInterrupt:
-            executor.shutdown(wait=False, cancel_futures=True)
-            interrupt()
-            with suppress(TimeoutError, KeyboardInterrupt):
-                for future in as_completed([one for one in futures if not one.cancelled()], timeout=INTERRUPT_S):
-                    run.finish_host(future.result())
             _leave(run, keep=keep)
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def _teller(host: Host, progress: HostProgress) -> Callable[[Record], None]:
-    return lambda record: progress.record(host.name, record)
 
 
 def _leave(run: RunDirectory, *, keep: bool) -> None:
@@ -306,6 +286,11 @@ def _leave(run: RunDirectory, *, keep: bool) -> None:
     else:
         shutil.rmtree(run.path.parent, ignore_errors=True)
         say("interrupted")
+    end_now()
+
+
+def end_now() -> NoReturn:
+    """End the process after Ctrl-C, with what was said so far: threads that wait on their hosts are not joined."""
     echo_on()
     sys.stdout.flush()
     sys.stderr.flush()
