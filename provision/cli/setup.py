@@ -24,6 +24,49 @@ app = typer.Typer()
 
 @app.command()
 @guarded
+def plan(
+    hosts: Hosts = None,
+    inventory: Inventory = None,
+    limit: Limit = "",
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="NAME|FILE", help="What the hosts should have: a name, or ./mine.toml.")
+    ] = "standard",
+    gpu: Annotated[
+        str, typer.Option("--gpu", metavar="CARD", help="Without a host: a card's name or PCI id. Needs --os.")
+    ] = "",
+    os: Annotated[
+        str, typer.Option("--os", metavar="ID-VERSION", help="With --gpu: ubuntu-24.04, debian-12, ...")
+    ] = "",
+    workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Hosts at once.")] = 16,
+    host_keys: HostKeyPolicy = HostKeys.strict,
+    as_json: AsJson = False,
+) -> None:
+    """Say what provisioning would do to each host, why, and what blocks it. Changes nothing; needs no root there.
+
+    \b
+    Exit code: 0 nothing blocks, 1 something blocks, 2 usage, 3 a host could not be read.
+    \b
+    Examples:
+      bringup plan -i inventory.ini --limit newbox --profile training
+      bringup plan localhost
+      bringup plan --gpu "GTX 1080 Ti" --os ubuntu-24.04
+    """
+    from provision import commands, planning
+
+    code = planning.plan(
+        commands.Selection(tuple(inventory or ()), tuple(hosts or ()), limit),
+        profile=profile,
+        gpu=gpu,
+        os=os,
+        host_keys=host_keys.value,
+        workers=workers,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+@guarded
 def provision(
     hosts: Hosts = None,
     inventory: Inventory = None,
