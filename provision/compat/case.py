@@ -79,10 +79,10 @@ def shown(text: str) -> str:
     return re.sub(r"[^\x20-\x7e]", "?", text[:40])
 
 
-def words(items: Iterable[str]) -> str:
+def words(items: Iterable[str], link: str = "and") -> str:
     """ "a", "a and b", "a, b and c"."""
     found = list(dict.fromkeys(items))
-    return found[0] if len(found) == 1 else ", ".join(found[:-1]) + " and " + found[-1] if found else ""
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} {link} {found[-1]}" if found else ""
 
 
 def cards_of(gpus: Iterable[str]) -> tuple[tuple[Card, ...], tuple[str, ...]]:

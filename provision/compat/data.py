@@ -209,13 +209,13 @@ def _architecture(entry: Mapping[str, Any]) -> Architecture:
     rule = f"{entry['name']}, compute capability {entry['capability']}: {' or '.join(modules)} kernel module"
     rule += f", CUDA {entry['first_cuda']} to {last}" if last else f", CUDA {entry['first_cuda']} and newer"
     return Architecture(
-        entry["name"],
-        entry["capability"],
-        modules,
-        entry["first_cuda"],
-        last,
-        entry.get("host") == "arm64",
-        _reason(entry, rule),
+        name=entry["name"],
+        capability=entry["capability"],
+        modules=modules,
+        first_cuda=entry["first_cuda"],
+        last_cuda=last,
+        on_arm=entry.get("host") == "arm64",
+        reason=_reason(entry, rule),
     )
 
 

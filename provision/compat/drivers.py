@@ -137,8 +137,10 @@ def elsewhere(case: Case) -> str:
     here = {key: value for key, value in found.items() if key[0] == case.system.id}
     places: dict[str, list[str]] = {}
     for (system, source), numbers in (here or found).items():
-        places.setdefault(f'source = "{source}" (branch {words(numbers)})', []).append(facts().systems[system].name)
-    listed = "; or ".join(f"{what} on {words(names)}" for what, names in places.items())
+        places.setdefault(f'source = "{source}" (branch {words(numbers, "or")})', []).append(
+            facts().systems[system].name
+        )
+    listed = "; or ".join(f"{what} on {words(names, 'or')}" for what, names in places.items())
     return f"use {listed}" if listed else "replace the card: no system listed here has a driver for it"
 
 

@@ -49,7 +49,7 @@ def _outside(machine: Machine) -> Blocker | None:
         names = words(one.name for one in facts().systems.values())
         return Blocker(f'"{shown(machine.os)}" is not a supported system', f"use one of {names}")
     if machine.architecture not in ("x86_64", "amd64"):
-        what = f"which packages and wheels a {shown(machine.architecture)} host takes is not established"
+        what = f"what packages and wheels a host of {shown(machine.architecture)} takes is not established"
         return Blocker(what, "install the driver by hand after NVIDIA's guide; the checks run there all the same")
     return None
 
