@@ -1,4 +1,4 @@
-"""A plan for people: what blocks first, with the next step; then each decision with its rule and source."""
+"""A plan for people: what blocks first, with the next step; then each decision with its rule, its source as a note."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WORDS = {
-    "driver": "driver",
     "module": "kernel module",
-    "repository": "repository",
     "fabric_manager": "fabric manager",
     "cuda_toolkit": "CUDA toolkit",
     "container_toolkit": "container toolkit",
@@ -26,104 +24,101 @@ _WORDS = {
 
 def show(plans: Sequence[HostPlan], profile: Profile, console: Console) -> None:
     """Print the plans; what came from a host is escaped."""
+    view = _View(console)
     told = f": {profile.description}" if profile.description else ""
-    _line(console, f"profile {profile.name}{told}", "dim")
+    view.line(f"profile {profile.name}{told}", "dim")
     for one in plans:
-        console.print()
-        _host(one, console)
+        view.host(one)
+    view.sources()
+    if len(plans) > 1:
+        blocked, unread = sum(bool(one.blockers) for one in plans), sum(bool(one.failure) for one in plans)
+        ready = len(plans) - blocked - unread
+        view.line(f"\n{len(plans)} hosts: {ready} ready, {blocked} blocked, {unread} not read")
 
 
-def _host(plan: HostPlan, console: Console) -> None:
-    from rich.table import Table  # noqa: PLC0415 - loaded where something is shown
+class _View:
+    """One printing; sources are numbered as they come up, and listed once at the end."""
 
-    _line(console, _headline(plan), "bold")
-    if plan.failure:
-        _line(console, f"  not read: {plan.failure}", "red")
-        _next(console, plan.hint)
-        return
-    for one in plan.blockers:
-        _line(console, f"  blocked: {one.what}", "red")
-        _next(console, one.next_step)
-        for reason in one.because:
-            _line(console, f"    {_reason(reason)}", "dim")
-    for text in plan.warnings:
-        _line(console, f"  warning: {text}", "yellow")
-    for text in plan.resolution.notes:
-        _line(console, f"  note: {text}")
-    if plan.resolution.parts:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._sources: dict[str, int] = {}
+
+    def host(self, plan: HostPlan) -> None:
+        self._console.print()
+        self.line(headline(plan), "bold")
+        if plan.failure:
+            self.line(f"  not read: {plan.failure.removeprefix(f'{plan.host}: ')}", "red")
+            self._next(plan.hint)
+            return
+        for one in plan.blockers:
+            why = "; ".join(self._reason(reason) for reason in one.because)
+            self.line(f"  blocked: {one.what}{f' ({why})' if why else ''}", "red")
+            self._next(one.next_step)
+        for text in plan.warnings:
+            self.line(f"  warning: {text}", "yellow")
+        for text in plan.resolution.notes:
+            self.line(f"  note: {text}")
+        if plan.resolution.parts:
+            self._table(("fits", "value", "because"), (self._decision(part) for part in plan.resolution.parts))
+        if plan.changes:
+            self._table(("would", "what", "now", "then", "because"), map(_row, plan.changes))
+        elif not plan.blockers:
+            self.line("  nothing to change", "green")
+        if plan.reboot:
+            self.line(f"  reboot: yes; {plan.reboot_because}", "yellow")
+        elif plan.changes:
+            self.line(f"  reboot: {plan.reboot_because or 'no'}")
+
+    def sources(self) -> None:
+        if self._sources:
+            self._console.print()
+        for text, number in self._sources.items():
+            self.line(f"[{number}] {text}", "dim")
+
+    def line(self, text: str, style: str = "") -> None:
+        self._console.print(plain(text, lines=True), markup=False, style=style, soft_wrap=True)
+
+    def _next(self, text: str) -> None:
+        if text:
+            self.line(f"    next: {text}")
+
+    def _decision(self, part: Part) -> tuple[str, ...]:
+        value = part.value or "newest"
+        because = "; ".join(self._reason(one) for one in part.because)
+        return _WORDS.get(part.name, part.name), f"{value} ({part.index})" if part.index else value, because
+
+    def _reason(self, reason: Reason) -> str:
+        sure = "" if reason.confidence == "high" else f" (confidence: {reason.confidence})"
+        number = self._sources.setdefault(f"{reason.source}{sure}", len(self._sources) + 1)
+        return f"{reason.rule} [{number}]"
+
+    def _table(self, names: Sequence[str], rows: Iterator[tuple[str, ...]]) -> None:
+        from rich.markup import escape  # noqa: PLC0415 - loaded where something is shown
+        from rich.padding import Padding  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in ("  what fits", "value", "because (source)"):
-            table.add_column(name, overflow="fold")
-        for part in plan.resolution.parts:
-            table.add_row(f"  {_WORDS.get(part.name, part.name)}", _cell(_value(part)), _cell(_because(part)))
-        console.print(table)
-    _changes(plan, console)
-    if plan.reboot:
-        _line(console, f"  reboot: {plan.reboot_because}", "yellow")
+        for name in names:
+            table.add_column(name, overflow="fold", no_wrap=name in ("fits", "would"))
+        for row in rows:
+            table.add_row(*(escape(plain(cell)) for cell in row))
+        self._console.print(Padding(table, (0, 0, 0, 2)))
 
 
-def _changes(plan: HostPlan, console: Console) -> None:
-    from rich.table import Table  # noqa: PLC0415 - see above
-
-    if not plan.changes:
-        _line(console, "  nothing to change", "green")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("  would", "what", "now", "then", "because"):
-        table.add_column(name, overflow="fold")
-    for one in plan.changes:
-        table.add_row(*(_cell(text) for text in _row(one)))
-    console.print(table)
-
-
-def _row(change: Change) -> Iterator[str]:
-    yield f"  {change.kind}"
-    yield _WORDS.get(change.what, change.what)
-    yield change.now or "-"
-    yield change.then or "-"
-    yield change.because
-
-
-def _headline(plan: HostPlan) -> str:
+def headline(plan: HostPlan) -> str:
+    """The host, its system and its cards on a line."""
+    if plan.failure:
+        return plan.host
     cards = [card(*one.split(" ", 1)) for one in plan.machine.gpus]
-    names = list(dict.fromkeys(one.name or one.pci_id for one in cards))
-    gpus = plan.found.get("gpus") or (
-        f"{len(cards)} x {', '.join(names)}" if len(cards) > 1 else ", ".join(names) or "no NVIDIA GPU seen"
-    )
+    names = ", ".join(dict.fromkeys(one.name or one.pci_id for one in cards))
+    gpus = plan.found.get("gpus") or (f"{len(cards)} x {names}" if len(cards) > 1 else names or "no NVIDIA GPU seen")
     told = [plan.found.get("os") or plan.machine.os, gpus]
     if plan.machine.kernel:
         told.insert(1, f"kernel {plan.machine.kernel}")
     if plan.found.get("driver"):
         told.append(f"driver {plan.found['driver']}")
-    return f"{plan.host}  {', '.join(one for one in told if one)}" if not plan.failure else plan.host
+    return f"{plan.host}  {', '.join(one for one in told if one)}"
 
 
-def _value(part: Part) -> str:
-    text = part.value or "newest"
-    if part.index:
-        text += f" ({part.index})"
-    return text
-
-
-def _because(part: Part) -> str:
-    return "; ".join(_reason(one) for one in part.because)
-
-
-def _reason(reason: Reason) -> str:
-    sure = "" if reason.confidence == "high" else f", confidence {reason.confidence}"
-    return f"{reason.rule} ({reason.source}{sure})"
-
-
-def _next(console: Console, text: str) -> None:
-    if text:
-        _line(console, f"    next: {text}")
-
-
-def _line(console: Console, text: str, style: str = "") -> None:
-    console.print(plain(text), markup=False, style=style, soft_wrap=True)
-
-
-def _cell(text: str) -> str:
-    from rich.markup import escape  # noqa: PLC0415 - see above
-
-    return escape(plain(text))
+def _row(change: Change) -> tuple[str, ...]:
+    return change.kind, _WORDS.get(change.what, change.what), change.now or "-", change.then or "-", change.because

@@ -149,7 +149,7 @@ def _following(facts: Facts, resolution: Resolution) -> Iterator[Change]:
     if (part := resolution.part("container_toolkit")) is not None:
         now = facts.text("software.container_toolkit")
         if not now:
-            yield Change("install", "container_toolkit", "", part.value, "containers get the GPU by it")
+            yield Change("install", "container_toolkit", "", part.value or "newest", "containers get the GPU by it")
         elif part.value[:1].isdecimal() and (step := _step(now, part.value)) is not None:
             yield Change(step, "container_toolkit", now, part.value, "the profile asks for it")
 
@@ -169,7 +169,7 @@ def _tools(facts: Facts, profile: Profile) -> Iterator[Change]:
     if profile.docker != "none" and not facts.text("software.docker"):
         yield Change("install", "docker", "", "newest", f"from {_docker(profile)}")
     if profile.nvtop != "none" and not facts.text("software.nvtop"):
-        yield Change("install", "nvtop", "", "newest", "")
+        yield Change("install", "nvtop", "", "newest", "the profile asks for it")
     for image in profile.images:
         yield Change("install", image, "", "", "pulled by its digest")
 

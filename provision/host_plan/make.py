@@ -29,7 +29,8 @@ def plan_of_facts(
 
 def plan_of_machine(host: str, machine: Machine, profile: Profile, *, today: str = "") -> HostPlan:
     """The plan of a machine of which nothing else is known: `bringup plan --gpu ... --os ...`."""
-    return make_host_plan(host, machine, Facts((), ()), profile, resolve(machine, profile.wish, today))
+    made = make_host_plan(host, machine, Facts((), ()), profile, resolve(machine, profile.wish, today))
+    return replace(made, reboot_because="not known without a host")
 
 
 def make_host_plan(

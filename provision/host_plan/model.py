@@ -27,6 +27,7 @@ class HostPlan:
     """What would be done to one host.
 
     `found`: what is installed and running, by name (driver, module, flavour, cuda_toolkit, docker, ...).
+    `reboot_because`: why it reboots; with `reboot` false, why that cannot be said, or empty.
     `blockers`: the resolution's, and the host's own (Secure Boot with an unenrolled key, processes on a GPU, disk).
     `variables`: what the roles are given for this host (docs/provisioning.md). `failure`: why it could not be read.
     """

@@ -195,9 +195,9 @@ def _run_installer(ctx: Context, files: Files, known: Optional[List[dpkg.Package
         ctx.measure("run_installer", "none")
         return
     log = files.text(_INSTALLER_LOG, 65536) or ""
-    version = re.search(r"\(version: (\d+(?:\.\d+)+)\)|^version *: *(\d+(?:\.\d+)+)", log, re.MULTILINE)
-    found = next((one for one in version.groups() if one), "") if version else ""
-    ctx.measure("run_installer", path, labels={"version": found or driver.loaded(files).version})
+    version = re.search(r"^installer version: (\d+(?:\.\d+)+)$", log, re.MULTILINE)
+    found = version.group(1) if version else driver.loaded(files).version
+    ctx.measure("run_installer", path, labels={"version": found})
 
 
 def _gpu_processes(ctx: Context, files: Files) -> None:
