@@ -1,34 +1,38 @@
-"""`bringup provision`: the playbooks on the user's hosts, with live progress and failures in plain words."""
+"""`bringup provision`: survey, plan, then the playbook on the hosts that nothing stands in the way of."""
 
 from __future__ import annotations
 
 import getpass
 import json
-import os
 import platform
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from provision import __version__
-from provision.commands import Selection, select_hosts
-from provision.console import err, out, say
+from provision.commands import Selection, end_now, select_hosts
+from provision.console import out, say
 from provision.criteria.suggest import did_you_mean
-from provision.errors import UsageError
+from provision.errors import RunDirectoryError, UsageError
+from provision.host_plan import as_json as plan_json
+from provision.host_plan.model import HostPlan
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.plays import PLAYBOOKS, PlayEvent, PlayResult, run_play
-from provision.report.text import plain
+from provision.planning import plan_hosts
+from provision.plays import PlayResult, playbook_path, run_play
+from provision.plays.view import as_data, show_result, watching
+from provision.profile import Profile, load_profile
 from provision.store import RunDirectory, now
+
+BOOTSTRAP = ("preflight", "host_python")
+"""What a host without Python gets before it can be surveyed."""
 
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """How to run the playbook; Ansible's own words."""
+    """How to run the playbook; Ansible's own words. `reboot`: hosts that need it, one after the other."""
 
     tags: tuple[str, ...] = ()
     extra_vars: tuple[str, ...] = ()
@@ -37,42 +41,157 @@ class PlayOptions:
     forks: int = 10
     ask_become_pass: bool = False
     host_keys: str = "strict"
+    reboot: bool = False
 
 
-def provision(selection: Selection, options: PlayOptions, *, runs: Path, as_json: bool = False) -> int:
-    """Run site.yml. 0: it went through everywhere. 1: a task failed. 3: a host could not be reached."""
+@dataclass(frozen=True)
+class _Work:
+    """What every play of one command has in common."""
+
+    selection: Selection
+    options: PlayOptions
+    hosts: tuple[Host, ...]
+    variables: Mapping[str, object]
+    password: str | None
+    run: RunDirectory
+
+    def play(self, names: Sequence[str], variables: Mapping[str, object], tags: Sequence[str]) -> PlayResult:
+        """site.yml on these hosts. Where inventories are given, Ansible reads them itself, vaults and all."""
+        chosen = [host for host in self.hosts if host.name in set(names)]
+        inventory: Sequence[Host] | Sequence[Path] = [Path(one) for one in self.selection.inventories] or chosen
+        with watching(len(chosen), show_diff=self.options.diff) as seen:
+            return run_play(
+                "site.yml",
+                inventory,
+                artifact_dir=self.run.path / "plays",
+                limit=",".join(host.name for host in chosen) if self.selection.inventories else "",
+                extra_vars={**self.variables, **variables},
+                tags=tags,
+                check=self.options.check,
+                diff=self.options.diff,
+                forks=self.options.forks,
+                host_keys=self.host_keys,
+                become_password=self.password,
+                on_event=seen.event,
+                on_tick=seen.tick,
+            )
+
+    @property
+    def host_keys(self) -> Literal["strict", "accept-new"]:
+        return cast(Literal["strict", "accept-new"], self.options.host_keys)
+
+
+def provision(
+    selection: Selection,
+    options: PlayOptions,
+    *,
+    profile: str = "standard",
+    runs: Path,
+    as_json: bool = False,
+) -> int:
+    """Plan each host by the profile and run site.yml where nothing is in the way.
+
+    0: it went through everywhere. 1: a task failed, or a host was blocked. 3: a host could not be reached or read.
+    """
     check_tags(options.tags)
-    hosts = select_hosts(selection)
+    wanted = load_profile(profile)
     variables = parse_extra_vars(options.extra_vars)
+    hosts = select_hosts(selection)
     password = getpass.getpass("sudo password: ") if options.ask_become_pass else None
-    run = RunDirectory.create(runs, _manifest(selection, options, hosts))
-    inventory: Sequence[Host] | Sequence[Path] = [Path(one) for one in selection.inventories] or hosts
-    with _progress(len(hosts), show_diff=options.diff) as tell:
-        result = run_play(
-            "site.yml",
-            inventory,
-            artifact_dir=run.path / "plays",
-            limit=",".join(host.name for host in hosts) if selection.inventories else "",
-            extra_vars=variables,
-            tags=options.tags,
-            check=options.check,
-            diff=options.diff,
-            forks=options.forks,
-            host_keys=cast(Literal["strict", "accept-new"], options.host_keys),
-            become_password=password,
-            on_event=tell,
-        )
+    run = RunDirectory.create(runs, _manifest(selection, options, hosts, wanted))
+    work = _Work(selection, options, hosts, variables, password, run)
+    plans = _plans(work, wanted)
+    _keep(run, plan_json.render(plans, wanted))
+    if not as_json:
+        _tell(plans, wanted, check=options.check)
+    ready = [plan for plan in plans if not plan.failure and not plan.blockers]
+    result = None
+    if ready:
+        given: dict[str, object] = {"bringup_plan": {plan.host: dict(plan.variables) for plan in ready}}
+        if options.reboot:
+            given["bringup_reboot"] = True
+        result = work.play([plan.host for plan in ready], given, options.tags)
     if as_json:
-        sys.stdout.write(json.dumps(_as_data(result), indent=1) + "\n")
-    else:
-        _show(result)
-    say(f"events: {result.events_path}")
-    return _exit_code(result)
+        body = {**(as_data(result) if result else {}), "plans": [plan_json.as_data(plan) for plan in plans]}
+        sys.stdout.write(json.dumps(body, indent=1) + "\n")
+    elif result is not None:
+        show_result(result)
+        for text in left_out(plans):  # again: what was said before the play is far above by now
+            say(text)
+    say(f"plan and events: {run.path}")
+    return exit_code(plans, result)
+
+
+def _plans(work: _Work, wanted: Profile) -> tuple[HostPlan, ...]:
+    """Plan every host; one that has no Python gets it first, since nothing can look at it without."""
+    try:
+        plans = plan_hosts(work.hosts, wanted, host_keys=work.host_keys)
+    except KeyboardInterrupt:
+        say("interrupted: nothing was changed on any host")
+        end_now()
+    bare = [plan.host for plan in plans if without_python(plan)]
+    if not bare:
+        return plans
+    say(f"{', '.join(bare)}: no python3 there; it is installed before the survey")
+    result = work.play(bare, {}, BOOTSTRAP)
+    good = {name for name, host in result.hosts.items() if host.good}
+    again = [host for host in work.hosts if host.name in good and host.name in bare]
+    if work.options.check or not again:
+        show_result(result)
+        return tuple(plans)
+    later = {plan.host: plan for plan in plan_hosts(again, wanted, host_keys=work.host_keys)}
+    return tuple(later.get(plan.host, plan) for plan in plans)
+
+
+def without_python(plan: HostPlan) -> bool:
+    """Whether a host could not be read because it has no python3 (provision.remote.start says it so)."""
+    return ": no python3 on the host" in plan.failure
+
+
+def left_out(plans: Sequence[HostPlan]) -> Iterator[str]:
+    """A sentence for each host that is not touched, and the next step."""
+    for plan in plans:
+        if plan.failure:
+            yield f"{plan.host}: not touched, since it could not be read: {plan.failure.removeprefix(f'{plan.host}: ')}"
+            if plan.hint:
+                yield f"  next: {plan.hint}"
+        for blocker in plan.blockers:
+            yield f"{plan.host}: not touched: {blocker.what}"
+            yield f"  next: {blocker.next_step}"
+
+
+def _tell(plans: Sequence[HostPlan], wanted: Profile, *, check: bool) -> None:
+    """Under --check the whole plan; else a line or two a host."""
+    if check:
+        from provision.host_plan.as_table import show  # noqa: PLC0415 - Rich is loaded where it is used
+
+        show(plans, wanted, out())
+        return
+    for text in left_out(plans):
+        say(text)
+    for plan in plans:
+        if plan.failure or plan.blockers:
+            continue
+        for warning in plan.warnings:
+            say(f"{plan.host}: {warning}")
+        if plan.changes:
+            words = [f"{one.kind} {one.what}{f' {one.then}' if one.then else ''}" for one in plan.changes]
+            more = f" and {len(words) - 8} more" if len(words) > 8 else ""
+            say(f"{plan.host}: {', '.join(words[:8])}{more}{'; needs a reboot' if plan.reboot else ''}")
+
+
+def _keep(run: RunDirectory, text: str) -> None:
+    path = run.path / "plan.json"
+    try:
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+    except OSError as problem:
+        raise RunDirectoryError(f"{path} cannot be written: {problem.strerror}", "is the disk full?") from None
 
 
 def check_tags(tags: Sequence[str]) -> None:
     """Refuse a tag that no role has: Ansible would run preflight alone and call it a success. Raises UsageError."""
-    known = {path.name for path in (PLAYBOOKS / "roles").iterdir() if path.is_dir()} | {"all"}
+    known = _tags() if tags else set()
     for tag in (one for text in tags for one in text.split(",")):
         if tag not in known:
             raise UsageError(
@@ -80,9 +199,21 @@ def check_tags(tags: Sequence[str]) -> None:
             )
 
 
+def _tags() -> set[str]:
+    """The tags that site.yml has, of roles and tasks."""
+    import yaml  # noqa: PLC0415 - comes with ansible-core; only some options need it
+
+    found = {"all"}
+    for play in yaml.safe_load(playbook_path("site.yml").read_text(encoding="utf-8")):
+        for entry in (*play.get("roles", ()), *play.get("tasks", ())):
+            tags = entry.get("tags", ())
+            found |= {tags} if isinstance(tags, str) else set(tags)
+    return found - {"always", "never"}
+
+
 def parse_extra_vars(texts: Sequence[str]) -> dict[str, object]:
     """KEY=VALUE (the value as YAML reads it), or @file.yml. Raises UsageError."""
-    import yaml  # noqa: PLC0415 - comes with ansible-core; only this option needs it
+    import yaml  # noqa: PLC0415 - comes with ansible-core; only some options need it
 
     found: dict[str, object] = {}
     for text in texts:
@@ -104,7 +235,7 @@ def parse_extra_vars(texts: Sequence[str]) -> dict[str, object]:
     return found
 
 
-def _manifest(selection: Selection, options: PlayOptions, hosts: Sequence[Host]) -> Manifest:
+def _manifest(selection: Selection, options: PlayOptions, hosts: Sequence[Host], wanted: Profile) -> Manifest:
     return Manifest(
         version=__version__,
         created=now(),
@@ -115,80 +246,24 @@ def _manifest(selection: Selection, options: PlayOptions, hosts: Sequence[Host])
         plans={},
         criteria=(),
         selection=(*selection.inventories, *selection.hosts, *((selection.limit,) if selection.limit else ())),
-        settings={"host_keys": options.host_keys, "check": str(options.check), "forks": str(options.forks)},
+        settings={
+            "profile": wanted.name,
+            "host_keys": options.host_keys,
+            "check": str(options.check),
+            "reboot": str(options.reboot),
+            "forks": str(options.forks),
+        },
     )
 
 
-@contextmanager
-def _progress(hosts: int, *, show_diff: bool) -> Iterator[Callable[[PlayEvent], None]]:
-    """On a terminal the task that each host is at; elsewhere a line for what changed or failed."""
-    console = err()
-    began = time.monotonic()
-
-    def line(event: PlayEvent) -> None:
-        if event.kind in ("changed", "failed", "unreachable", "ignored", "warning"):
-            where = f"{event.role}: {event.task}" if event.role else event.task
-            what = f" {event.message}" if event.kind != "changed" and event.message else ""
-            text = f"{time.monotonic() - began:6.1f} s  {event.kind:<11} {event.host}  {where}{what}"
-            console.print(plain(text), markup=False, soft_wrap=True)
-        if show_diff and event.diff:
-            console.print(plain(event.diff, lines=True), markup=False, soft_wrap=True)
-
-    if not sys.stderr.isatty():
-        yield line
-        return
-    with console.status(f"{hosts} host{'s' if hosts != 1 else ''}: starting Ansible") as status:
-        at: dict[str, str] = {}
-
-        def both(event: PlayEvent) -> None:
-            line(event)
-            if event.kind == "start":
-                at[event.host] = f"{event.role}: {event.task}" if event.role else event.task
-            shown = list(at.items())[-4:]
-            status.update(
-                _escaped("  ".join(f"{host}: {task}" for host, task in shown))[: os.get_terminal_size().columns - 4]
-            )
-
-        yield both
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape  # noqa: PLC0415 - only on a terminal
-
-    return escape(plain(text))
-
-
-def _show(result: PlayResult) -> None:
-    from rich.table import Table  # noqa: PLC0415 - only where there is something to show
-
-    table = Table(title=f"{result.playbook}{' (check mode: nothing was changed)' if result.check else ''}")
-    table.add_column("host")
-    for name in ("ok", "changed", "skipped", "failed", "unreachable"):
-        table.add_column(name, justify="right")
-    for host in result.hosts.values():
-        counts = (host.ok, host.changed, host.skipped, host.failed, host.unreachable)
-        table.add_row(_escaped(host.host), *(str(count) for count in counts))
-    out().print(table)
-    for failure in result.failures:
-        say(failure.sentence())
-        if failure.hint:
-            say(f"  next: {failure.hint}")
-
-
-def _as_data(result: PlayResult) -> Mapping[str, object]:
-    return {
-        "playbook": result.playbook,
-        "status": result.status,
-        "check": result.check,
-        "changed": result.changed,
-        "duration_s": round(result.duration_s, 3),
-        "hosts": {name: asdict(host) for name, host in result.hosts.items()},
-    }
-
-
-def _exit_code(result: PlayResult) -> int:
-    if result.ok:
+def exit_code(plans: Sequence[HostPlan], result: PlayResult | None) -> int:
+    """What failed or is blocked goes before what could not be reached, as everywhere."""
+    hosts = result.hosts.values() if result else ()
+    unreachable = any(host.unreachable for host in hosts) or any(plan.failure for plan in plans)
+    if any(host.failed for host in hosts) or any(plan.blockers for plan in plans):
+        return 1
+    if unreachable:
+        return 3
+    if result is None or result.ok:
         return 0
-    unreachable = any(host.unreachable for host in result.hosts.values())
-    failed = any(host.failed for host in result.hosts.values())
-    return 1 if failed or (result.status == "failed" and not unreachable) else 3
+    return 1 if result.status == "failed" else 3

@@ -71,6 +71,9 @@ def provision(
     hosts: Hosts = None,
     inventory: Inventory = None,
     limit: Limit = "",
+    profile: Annotated[
+        str, typer.Option("--profile", metavar="NAME|FILE", help="What the hosts should have: a name, or ./mine.toml.")
+    ] = "standard",
     tags: Annotated[
         list[str] | None, typer.Option("--tags", "-t", metavar="ROLE", help="Only these roles: docker, nvtop, ...")
     ] = None,
@@ -79,6 +82,9 @@ def provision(
         typer.Option("--extra-vars", "-e", metavar="KEY=VALUE", help="KEY=VALUE, or @file.yml. No secrets here."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what would change; change nothing.")] = False,
+    reboot: Annotated[
+        bool, typer.Option("--reboot", help="Reboot hosts that need it, one after the other; else it is announced.")
+    ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show the changes to files.")] = False,
     forks: Annotated[int, typer.Option("--forks", metavar="N", min=1, help="Hosts at once.")] = 10,
     ask_become_pass: AskPassphrase = False,
@@ -86,12 +92,14 @@ def provision(
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """Install what a GPU host needs, through Ansible.
+    """Plan each host by a profile, then install through Ansible. A host that something blocks is not touched.
 
+    \b
+    Exit code: 0 done, 1 a task failed or a host is blocked, 2 usage, 3 a host could not be reached.
     \b
     Examples:
       bringup provision -i inventory.ini --limit newbox --check --diff
-      bringup provision -i inventory.ini --limit newbox
+      bringup provision -i inventory.ini --limit newbox --profile training --reboot
       bringup provision -i inventory.ini --tags docker -e docker_source=distro
     """
     from provision import commands, provisioning
@@ -106,7 +114,9 @@ def provision(
             forks=forks,
             ask_become_pass=ask_become_pass,
             host_keys=host_keys.value,
+            reboot=reboot,
         ),
+        profile=profile,
         runs=runs,
         as_json=as_json,
     )

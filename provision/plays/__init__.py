@@ -32,6 +32,8 @@ PLAYBOOKS = Path(__file__).resolve().parent.parent.parent / "playbooks"
 
 BECOME_VARIABLE = "BRINGUP_BECOME_PASSWORD"
 _DROPPED = (BECOME_VARIABLE,)
+_ENVIRONMENT_SECRET = 8
+"""Letters from which on a value of the environment counts as a secret; a "true" in every message is none."""
 _GRACE_S = 8.0
 """What Ansible gets to end itself after Ctrl-C before it is killed."""
 
@@ -62,17 +64,20 @@ def run_play(
     become_password: str | None = None,
     deadline_s: float = 2 * 3600.0,
     on_event: Callable[[PlayEvent], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
 ) -> PlayResult:
     """Run a playbook and return how it went on each host; a failed host is a result, not an exception.
 
     `inventory` is either paths that Ansible reads itself (group_vars, vaults and all) or hosts. `become_password`
-    None means the environment's BRINGUP_BECOME_PASSWORD. `on_event` is called in the caller's thread.
+    None means the environment's BRINGUP_BECOME_PASSWORD. `on_event` is called in the caller's thread, and `on_tick`
+    there as well, twice a second while nothing happens.
     Raises PlayError where Ansible could not start, InventoryError where it found no host. Ctrl-C ends every process
     of the play, keeps the events so far with the status "cancelled", and goes on as KeyboardInterrupt.
     """
     book = playbook_path(playbook)
     password = os.environ.get(BECOME_VARIABLE, "") if become_password is None else become_password
     secrets = {password} | secrets_in(extra_vars or {})
+    secrets |= {text for text in secrets_in(dict(os.environ)) if len(text) >= _ENVIRONMENT_SECRET}
     secrets |= {found for item in inventory if isinstance(item, Host) for found in secrets_in(item.variables)}
     private = Path(tempfile.mkdtemp(prefix="bringup-play-", dir=_short_temporary()))
     started = time.monotonic()
@@ -93,10 +98,18 @@ def run_play(
         with PlayRecord(artifact_dir, book.stem, secrets) as record:
             status: Status = "cancelled"
             try:
-                status = _watch(runner, record, on_event, started + deadline_s)
+                status = _watch(runner, record, on_event, on_tick, started + deadline_s)
             finally:
+                hosts = record.tally.hosts
+                unsaid = status == "failed" and all(host.failure is None for host in hosts.values())
                 result = PlayResult(
-                    book.name, status, record.tally.hosts, time.monotonic() - started, check, record.events_path
+                    book.name,
+                    status,
+                    hosts,
+                    time.monotonic() - started,
+                    check,
+                    record.events_path,
+                    _error(_said(private, secrets)) if unsaid else "",
                 )
                 record.finish(result)
         if not result.hosts:
@@ -137,7 +150,13 @@ def _runner(private: Path, book: Path, words: Sequence[str], settings: dict[str,
     return runner_module.Runner(config)
 
 
-def _watch(runner: Any, record: PlayRecord, on_event: Callable[[PlayEvent], None] | None, deadline: float) -> Status:
+def _watch(
+    runner: Any,
+    record: PlayRecord,
+    on_event: Callable[[PlayEvent], None] | None,
+    on_tick: Callable[[], None] | None,
+    deadline: float,
+) -> Status:
     """Run it in a thread and hand on its events in this one, so that Ctrl-C arrives between two of them."""
     events: queue.SimpleQueue[Mapping[str, object] | None] = queue.SimpleQueue()
     failures: list[BaseException] = []
@@ -170,6 +189,8 @@ def _watch(runner: Any, record: PlayRecord, on_event: Callable[[PlayEvent], None
             try:
                 raw = events.get(timeout=0.5)
             except queue.Empty:
+                if on_tick is not None:
+                    on_tick()
                 continue
             done = raw is None
             if raw is not None:
@@ -189,13 +210,24 @@ def _watch(runner: Any, record: PlayRecord, on_event: Callable[[PlayEvent], None
     return status or ("successful" if runner.status == "successful" else "failed")
 
 
-def _not_started(private: Path, book: str, secrets: set[str]) -> PlayError | InventoryError:
-    """Say in Ansible's own words why no host saw a task."""
+def _said(private: Path, secrets: set[str]) -> str:
+    """Return what Ansible wrote, without secrets and empty lines."""
     texts = [path.read_text(encoding="utf-8", errors="replace") for path in private.glob("artifacts/*/stdout")]
-    said = clean("\n".join(texts))
+    said = "\n".join(texts)
     for secret in filter(None, secrets):
         said = said.replace(secret, "********")
-    said = "\n".join(line for line in said.splitlines() if line.strip())
+    return "\n".join(line for line in said.splitlines() if line.strip())
+
+
+def _error(said: str) -> str:
+    """Return the last error in Ansible's words, or its last lines."""
+    last = max(said.rfind("[ERROR]"), said.rfind("ERROR!"))
+    return clean(said[last:] if last >= 0 else "\n".join(said.splitlines()[-8:]))
+
+
+def _not_started(private: Path, book: str, secrets: set[str]) -> PlayError | InventoryError:
+    """Say in Ansible's own words why no host saw a task."""
+    said = clean(_said(private, secrets))
     if "no hosts" in said.lower() or "inventory" in said.lower():
         return InventoryError(f"Ansible found no host to run {book} on: {said}", hint="check -i and --limit")
     return PlayError(f"Ansible could not run {book}: {said or 'it said nothing'}")

@@ -20,6 +20,8 @@ class PlayResult:
     duration_s: float = 0.0
     check: bool = False
     events_path: Path | None = None
+    message: str = ""
+    """Ansible's own words where it broke off and no host's task says why: a playbook that it cannot read, say."""
 
     @property
     def ok(self) -> bool:
@@ -80,6 +82,7 @@ class PlayRecord:
             "playbook": result.playbook,
             "status": result.status,
             "check": result.check,
+            "message": result.message,
             "duration_s": round(result.duration_s, 1),
             "hosts": {name: asdict(host) for name, host in sorted(result.hosts.items())},
         }
