@@ -1,0 +1,249 @@
+"""Say how a host stands to what is wanted of it: argv[1] is the wish as JSON, standard output the answer.
+
+What apt would do is asked of apt itself (`apt-get -s`), never guessed.
+"""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from archive import CORE, OURS, Apt, upstream
+from look import library, modules, processes, run, run_file, smi, text, unit, where
+
+SIMULATE = [
+    "apt-get", "-s", "-q", "-y", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages",
+    "-o", "Debug::NoLocking=1", "install",
+]  # fmt: skip
+HOLDS = Path("/var/lib/gpu-bringup/nvidia_driver_holds")
+REASONS = Path("/run/gpu-bringup/reboot")
+ROUNDS = 4
+
+
+def main():
+    """Print the answer."""
+    wish = json.loads(sys.argv[1])
+    apt = Apt(wish)
+    kernels = boot_kernels(wish["kernel"] or os.uname().release)
+    answer = {
+        **where(),
+        "kernel": kernels[0],
+        "next_kernel": kernels[1],
+        "loaded": text("/sys/module/nvidia/version") or loaded_by_proc(),
+        "nouveau": Path("/sys/module/nouveau").exists(),
+        "initramfs": next((name for name in ("update-initramfs", "dracut") if found_program(name)), ""),
+        "module": modules(kernels[0]),
+        "next_module": modules(kernels[1]),
+        "libraries": {name: library(f"{name}.so.1") for name in ("libcuda", "libnvidia-ml")},
+        "smi": smi(),
+        "unit": unit(),
+        "drivers": apt.drivers(),
+        "reasons": text(REASONS).splitlines(),
+        **apt.broken(),
+    }
+    answer["versions"] = sorted(
+        {upstream(one["version"]) for name, one in answer["drivers"].items() if CORE.match(name)} - {""}
+    )
+    answer["holds"] = holds(apt, answer["drivers"], wish)
+    answer["headers"] = headers(apt, kernels, wish)
+    answer.update(wanted(apt, wish, answer))
+    if not answer["converged"]:
+        # Only a change can hurt them, and only a change can be hindered by them.
+        answer["processes"] = processes(wish["ignored_processes"])
+        answer["run_file"] = run_file()
+        answer["short"] = short_of_room(wish["free_mib"])
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+def loaded_by_proc():
+    """Return the loaded driver's version by /proc, where /sys does not say it."""
+    found = re.search(r"\s(\d{3,}\.\d+(?:\.\d+)?)\s", text("/proc/driver/nvidia/version"))
+    return found.group(1) if found else ""
+
+
+def found_program(name):
+    """Whether root has this program."""
+    return any((Path(folder) / name).exists() for folder in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"))
+
+
+def boot_kernels(kernel):
+    """Return the kernel that counts and the one of the next boot: the newest that is installed."""
+    names = [path.name.partition("-")[2] for path in Path("/boot").glob("vmlinuz-*")]
+    names.sort(
+        key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.+-]", name)]
+    )
+    return kernel, names[-1] if names else kernel
+
+
+def holds(apt, drivers, wish):
+    """Return which packages lack our hold, and which somebody else holds."""
+    ours = set(text(HOLDS).splitlines())
+    names = sorted([*drivers, *(kernel_metapackages(apt) if wish["hold_kernel"] else [])])
+    missing = [name for name in names if not held(apt, name)]
+    foreign = [name for name in names if held(apt, name) and name not in ours]
+    return {"all": names, "missing": missing, "foreign": foreign}
+
+
+def held(apt, name):
+    """Whether a package is held."""
+    package = apt.package(name)
+    return package is not None and package.selected_state == apt.pkg.SELSTATE_HOLD
+
+
+def kernel_metapackages(apt):
+    """Return the installed metapackages that bring the next kernel: linux-image-generic, linux-aws, ..."""
+    found = []
+    for package in apt.cache.packages:
+        if package.current_ver is not None and re.match(r"linux-(image-|headers-)?[a-z]", package.name):
+            flavour = re.sub(r"^linux-(image-|headers-)?", "", package.name)
+            kinds = r"(generic|virtual|aws|azure|gcp|oracle|kvm|nvidia|lowlatency|amd64|cloud-amd64|rt-amd64)"
+            if re.fullmatch(kinds + r"(-hwe-[\d.]+|-lts-[\d.]+|-[\d.]+)?", flavour):
+                found.append(package.name)
+    return sorted(found)
+
+
+def headers(apt, kernels, wish):
+    """Return the header packages to install, and whether none can be had for any kernel that will run.
+
+    Those of the running kernel, and the metapackage, so that the next kernel gets its headers, and its module, too.
+    """
+    if not wish["builds"]:
+        return {"packages": [], "impossible": False}
+    missing = []
+    possible = False
+    for kernel in dict.fromkeys(kernels):
+        name = f"linux-headers-{kernel}"
+        if Path(f"/lib/modules/{kernel}/build").is_dir():
+            possible = True
+        elif apt.package(name) is not None and apt.package(name).version_list:
+            possible = True
+            missing.append(name)
+    for name in kernel_metapackages(apt):
+        if name.startswith("linux-image-"):
+            meta = name.replace("linux-image-", "linux-headers-", 1)
+            if apt.package(meta) is not None and apt.package(meta).version_list and not apt.installed(meta):
+                missing.append(meta)
+    return {"packages": missing, "impossible": not possible}
+
+
+def wanted(apt, wish, answer):
+    """Return the versions to have, what is missing in the archives, and what apt would do about it."""
+    names = list(wish["packages"])
+    release = wish["version"] or wish["branch"]
+    targets = {name: apt.choose(name, release) for name in names}
+    numbers = {upstream(version) for version in targets.values()} - {""}
+    if len(numbers) > 1:
+        # One driver for all: what is installed already, else the newest.
+        there = {upstream(apt.installed(name)) for name in names} & numbers
+        number = max(there or numbers, key=lambda one: [int(part) for part in one.split(".")])
+        targets = {name: apt.choose(name, number) for name in names}
+        numbers = {number}
+    number = numbers.pop() if numbers else ""
+    targets.update(persistence(apt, wish, number))
+    found = {
+        "missing": [name for name, version in targets.items() if not version],
+        "known": {name: apt.known(name)[:6] for name, version in targets.items() if not version},
+        "number": number,
+        "pin": wish["pin"] if wish["pin"] and not apt.installed(wish["pin"]) else "",
+        "changes": {"install": [], "remove": [], "error": "", "words": []},
+        "converged": True,
+    }
+    if found["pin"] and apt.package(found["pin"]) is None:
+        found["missing"].append(found["pin"])
+    if found["missing"]:
+        return {**found, "converged": False}
+    first = answer["headers"]["packages"] + ([found["pin"]] if found["pin"] else [])
+    wrong = [name for name, version in targets.items() if apt.installed(name) != version]
+    stray = strays(answer["drivers"], number)
+    unsound = answer["half"] or answer["unmet"]
+    if wrong or first or stray or (unsound and any(OURS.match(name) for name in answer["half"])):
+        found["changes"] = simulate(apt, targets, first, answer["drivers"], number)
+        found["converged"] = False
+    elif number and answer["module"].get("version") != number and answer["next_module"].get("version") != number:
+        # Packages of the right version, and no module of them: a kernel that came without one.
+        found["converged"] = not wish["builds"]
+    return found
+
+
+def strays(drivers, number):
+    """Return the installed packages of a driver of another version."""
+    if not number:
+        return []
+    return [
+        name
+        for name, one in drivers.items()
+        if CORE.match(name) and upstream(one["version"]) and upstream(one["version"]) != number
+    ]
+
+
+def persistence(apt, wish, number):
+    """Return the package that has nvidia-persistenced, by its name in the archive that is used."""
+    if not wish["persistence"]:
+        return {}
+    for name in wish["persistence_packages"]:
+        version = apt.choose(name, number, held_to=wish["source"] != "distro")
+        if version:
+            return {name: version}
+    return {}
+
+
+def simulate(apt, targets, first, drivers, number):
+    """Return what apt would install and remove, and the words to tell it.
+
+    NVIDIA's packages depend on each other with >=, so apt would bring another version of some: those are named as well.
+    Packages of another version that apt would leave beside the new ones are removed.
+    """
+    words = [f"{name}={version}" for name, version in targets.items()]
+    named = set(targets)
+    for _ in range(ROUNDS):
+        status, said = run(*SIMULATE, *first, *words, timeout_s=180)
+        if status:
+            return {"install": [], "remove": [], "error": unmet(said), "words": words}
+        install = re.findall(r"(?m)^Inst (\S+) (?:\[(\S+)\] )?\((\S+)", said)
+        remove = re.findall(r"(?m)^Remv (\S+)", said)
+        more = []
+        for name, _, version in install:
+            if number and name not in named and CORE.match(name) and upstream(version) not in ("", number):
+                other = apt.choose(name, number)
+                if upstream(other) == number:
+                    more.append(f"{name}={other}")
+                    named.add(name)
+        moved = {name for name, _, _ in install} | set(remove)
+        for name in strays(drivers, number):
+            if name not in moved and name not in named:
+                other = apt.choose(name, number)
+                more.append(f"{name}={other}" if upstream(other) == number else f"{name}-")
+                named.add(name)
+        if not more:
+            break
+        words += more
+    return {
+        "install": [{"name": name, "now": now, "then": then} for name, now, then in install],
+        "remove": remove,
+        "others": [name for name in remove if not OURS.match(name) and not name.startswith("nvidia-fabricmanager")],
+        "error": "",
+        "words": words,
+    }
+
+
+def unmet(said):
+    """Return the reason in apt's own words, in one line."""
+    lines = [line.strip() for line in said.splitlines()]
+    depends = [line for line in lines if re.search(r"(Depends|Conflicts|Breaks): ", line)]
+    errors = [line for line in lines if line.startswith("E:")]
+    return "; ".join((depends or errors or lines[-1:])[:4])[:600]
+
+
+def short_of_room(free_mib):
+    """Return a sentence for each directory with less room than is needed."""
+    found = []
+    for name, needed in free_mib.items():
+        try:
+            room = os.statvfs(name)
+        except OSError:
+            continue
+        free = room.f_bavail * room.f_frsize // 1048576
+        if free < int(needed):
+            found.append(f"{name} has {free} MiB free and {needed} MiB are needed")
+    return found
