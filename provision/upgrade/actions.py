@@ -168,8 +168,9 @@ class Actions:
             wanted = self.wanted(name) if when == "after" else driver_of(before[name])
             worse = compare(before[name], report, driver=wanted, tolerance=self.options.tolerance)
             data = {**_summary(report), "worse": [one.sentence for one in worse[:50]], **_lost(report)}
-            more = f" ({len(worse) - _SENTENCES} more)" if len(worse) > _SENTENCES else ""
-            results[name] = Result(not worse, "; ".join(one.sentence for one in worse[:_SENTENCES]) + more, data)
+            shown = _SENTENCES if driver_of(report) else 1  # no driver: all else follows from that
+            more = f" ({len(worse) - shown} more that follow)" if len(worse) > shown else ""
+            results[name] = Result(not worse, "; ".join(one.sentence for one in worse[:shown]) + more, data)
         return results
 
     def _play(

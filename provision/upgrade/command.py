@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,9 +15,10 @@ from provision import __version__
 from provision.bundle import build_bundle
 from provision.commands import Selection, select_hosts
 from provision.console import say
-from provision.errors import BringupError, UsageError
+from provision.errors import UsageError
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host, without_secrets
+from provision.plays import BECOME_VARIABLE
 from provision.store import RunDirectory, now
 from provision.typed import Misfit, fitted
 from provision.upgrade import report
@@ -46,9 +49,10 @@ class Order:
     roles: tuple[str, ...] = ()
 
 
-def default_means() -> Means:
-    """What the command line works with."""
-    return Means(bundle=build_bundle(), tell=say)
+def default_means(*, ask: bool = False) -> Means:
+    """What the command line works with. `ask`: for the password of sudo."""
+    password = getpass.getpass("sudo password: ") if ask else None
+    return Means(bundle=build_bundle(), become_password=password, tell=say)
 
 
 def upgrade(
@@ -175,7 +179,9 @@ def _go(journal: Journal, order: Order, hosts: Sequence[Host], means: Means) -> 
         become_password=means.become_password,
         on_event=means.on_event,
     )
-    measuring = Measuring(journal.folder, tuple(chosen.values()), means.bundle, options.host_keys)
+    # sudo -n is all that measuring has; where sudo wants a password, it measures as the user.
+    asks = bool(means.become_password or os.environ.get(BECOME_VARIABLE))
+    measuring = Measuring(journal.folder, tuple(chosen.values()), means.bundle, options.host_keys, become=not asks)
     actions = Actions(
         hosts=chosen,
         options=options,
@@ -235,15 +241,3 @@ def _manifest(selection: Selection, hosts: Sequence[Host]) -> Manifest:
         criteria=(),
         selection=(*selection.inventories, *selection.hosts, *((selection.limit,) if selection.limit else ())),
     )
-
-
-def planner_of(make: Callable[[Sequence[Host]], Prepared]) -> Planner:
-    """A planner whose troubles with single hosts are those hosts' reasons. (It asks hosts; they may not answer.)"""
-
-    def plan(hosts: Sequence[Host]) -> Prepared:
-        try:
-            return make(hosts)
-        except BringupError as problem:
-            raise UsageError(f"nothing was begun: {problem.message}", problem.hint) from None
-
-    return plan

@@ -97,9 +97,11 @@ def _driver(after: HostReport, wanted: str) -> Iterator[Difference]:
 
 
 def _why_none(after: HostReport) -> str:
-    bad = (verdict for verdict in after.verdicts if verdict.status in ("FAIL", "ERROR"))
-    first = next((verdict for verdict in bad if verdict.check == "compute_capability"), None)
-    return plain(first.reason if first else after.headline, 300)
+    """NVML's own words, else the first link of the chain that does not hold."""
+    failed = (one for one in after.measurements if one.metric == "nvml_answers" and one.value is False)
+    said = next((one.note for one in failed if one.note), "")
+    broken = after.chain.broken if after.chain is not None else None
+    return plain(said or (broken.evidence if broken is not None else after.headline), 300)
 
 
 def _gpus(before: HostReport, after: HostReport) -> Iterator[Difference]:

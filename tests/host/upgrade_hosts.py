@@ -20,7 +20,7 @@ from tests.hosts.nvidia_repository import Repository
 
 OLD, NEW, NEWEST = "580.159.04", "580.178.04", "595.91.07"
 
-_PYNVML = '''
+_PYNVML = """
 
 def _installed() -> str:
     try:
@@ -57,7 +57,7 @@ def _state() -> None:
 
 
 _state()
-'''
+"""
 _PCI = """
 
 def nvidia_devices(files):  # the double's bus
