@@ -153,6 +153,9 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+_CUDA = "driver {driver} and newer have CUDA {version} in themselves"
+
+
 @cache
 def facts() -> Facts:
     """The package's own data, read once."""
@@ -185,10 +188,7 @@ def facts() -> Facts:
             for number in entry["versions"]
         ),
         builds=tuple(_build(entry) for entry in data["build"]),
-        cuda={
-            entry["version"]: (entry["driver"], _reason(entry, f"CUDA {entry['version']} came with {entry['driver']}"))
-            for entry in data["cuda"]
-        },
+        cuda={entry["version"]: (entry["driver"], _reason(entry, _CUDA.format(**entry))) for entry in data["cuda"]},
         cuda_majors={
             entry["major"]: (
                 entry["minimum_driver"],

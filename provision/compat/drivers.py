@@ -169,6 +169,8 @@ def _describe(case: Case, found: Driver) -> None:
         return
     packages = list(flavour.full if case.wish.scope == "full" else flavour.compute)
     because = [found.branch.reason, offer.reason, *(last_reason(card) for card in case.cards)]
+    if case.wish.branch == "auto":
+        because.insert(1, facts().rule("longest"))
     signed = _kernel_module(case, offer, flavour, packages)
     if signed:
         because.append(facts().rule("signed_modules"))

@@ -92,7 +92,7 @@ def _normal(name: str) -> str:
     """ "NVIDIA GeForce GTX 1080 Ti", "gtx1080ti" -> "gtx 1080 ti"; "V100-SXM2-16GB" -> "v100 sxm2 16gb"."""
     plain = re.sub(r"[^a-z0-9.]+", " ", name.lower()[:200])
     apart = re.sub(r"(?<=\d)(?=(ti|super)\b)|(?<=\brtx|\bgtx)(?=\d)", " ", plain)
-    return " ".join(_MAKERS.sub(" ", apart).split())
+    return " ".join(_MAKERS.sub(" ", apart).split() or apart.split())
 
 
 @cache

@@ -38,7 +38,7 @@ def resolve_cuda(case: Case, driver: str) -> None:
                 case.notes.append(f"CUDA {found.version} comes from NVIDIA's repository, the driver from the archive")
         else:
             case.notes.append(f"CUDA {found.version} is the archive's own package {found.package}")
-        because = [found.reason, _floor(found.version)]
+        because = [found.reason, facts().cuda[found.version][1], _floor(found.version)]
         because += [card.architecture.reason for card in case.cards if card.architecture is not None]
         if found.package.startswith("cuda-toolkit"):
             because.append(facts().rule("toolkit_package"))

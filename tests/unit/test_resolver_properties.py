@@ -21,14 +21,14 @@ cards = (
 strange = st.sampled_from(["10de:4001", "10de:ffff", "8086:2335", "1002:740f"])
 machines = st.builds(
     Machine,
-    gpus=st.lists(st.one_of(*[cards] * 9, strange), max_size=3).map(tuple),
-    os=st.sampled_from(SYSTEMS * 4 + ("rocky-9.5", "")),
+    gpus=st.lists(st.one_of(*[cards] * 19, strange), max_size=3).map(tuple),
+    os=st.sampled_from(SYSTEMS * 9 + ("rocky-9.5", "")),
     kernel=st.sampled_from(["", "6.8.0-45-generic", "5.15.0-100-generic", "7.0.0-1017-aws", "6.1.0-30-amd64", "6.6.6"]),
-    architecture=st.sampled_from(["x86_64"] * 9 + ["aarch64"]),
-    nvswitches=st.sampled_from([0, 0, 4]),
+    architecture=st.sampled_from(["x86_64"] * 19 + ["aarch64"]),
+    nvswitches=st.sampled_from([0, 4]),
     secure_boot=st.sampled_from([None, False, True]),
 )
-branches = ["auto"] * 8 + ["390", "470", "535", "550", "570", "580", "590", "595", "610", "615", "620"]
+branches = ["auto"] * 20 + ["390", "470", "535", "550", "570", "580", "590", "595", "610", "615", "620"]
 branches += ["580.159.04", "580.65.01", "595.91.07", "535.183.01", "latest", "58", "580.1.2.3"]
 wishes = st.builds(
     Wish,
@@ -40,7 +40,7 @@ wishes = st.builds(
         st.sampled_from(["auto", "10.2", "11.5", "11.8", "12.0", "12.4", "12.9", "13.0", "13.1", "13.4", "13.5", "x"]),
         max_size=3,
     ).map(tuple),
-    fabric_manager=st.booleans(),
+    fabric_manager=st.sampled_from([True, True, True, False]),
     container_toolkit=st.booleans(),
     frameworks=st.fixed_dictionaries(
         {},
@@ -53,11 +53,13 @@ wishes = st.builds(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(machine=machines, wish=wishes)
 @example(machine=Machine(("10de:118a",), "ubuntu-26.04"), wish=Wish(source="distro"))
 @example(machine=Machine(("10de:1db1", "10de:2901"), "ubuntu-24.04"), wish=Wish())
 @example(machine=Machine(("10de:2901",), "debian-13"), wish=Wish(source="distro"))
+@example(machine=Machine(("10de:2901",), "ubuntu-26.04"), wish=Wish(source="distro", cuda=("12.4",)))
+@example(machine=Machine(("10de:2335",), "debian-13", nvswitches=4), wish=Wish(source="distro"))
 @example(machine=Machine(("10de:3182",), "ubuntu-24.04"), wish=Wish(cuda=("12.4", "auto")))
 @example(machine=Machine(("10de:1b06",), "ubuntu-24.04"), wish=Wish(cuda=("13.0",), frameworks={"torch": "2.15.0"}))
 def test_the_resolver_never_proposes_what_a_fact_forbids(machine: Machine, wish: Wish) -> None:
