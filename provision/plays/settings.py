@@ -90,6 +90,7 @@ def environment(private: Path, host_keys: str, known_hosts: Path | None) -> dict
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_DEPRECATION_WARNINGS": "False",
         "ANSIBLE_RETRY_FILES_ENABLED": "False",
+        "ANSIBLE_HOST_PATTERN_MISMATCH": "ignore",
         "ANSIBLE_GATHERING": "smart",
         "PYTHONUNBUFFERED": "1",
     }
