@@ -11,17 +11,16 @@ from provision.compat.model import Part, Reason
 _BRANCH = re.compile(r"[0-9]{3}(\.[0-9]{1,4}){0,2}", re.ASCII)
 
 
+def is_branch(text: str) -> bool:
+    """Whether this is "auto", a branch ("580") or a version ("580.159.04")."""
+    return text == "auto" or _BRANCH.fullmatch(text) is not None
+
+
 def choose(case: Case) -> Driver | None:
     """The driver for this host, with its parts and notes; None with the reason among the blockers."""
     offers = [one for one in facts().offers if (one.system, one.source) == (case.system.id, case.source)]
     named = case.wish.branch
-    if named == "auto":
-        offer = _best(case, offers)
-    elif _BRANCH.fullmatch(named):
-        offer = _named(case, offers, int(named.partition(".")[0]))
-    else:
-        case.block(f'"{shown(named)}" is no driver branch', 'name a branch ("580"), a version ("580.159.04") or "auto"')
-        return None
+    offer = _best(case, offers) if named == "auto" else _named(case, offers, int(named.partition(".")[0]))
     if offer is None:
         return None
     value = str(offer.branch) if named == "auto" else named

@@ -22,6 +22,10 @@ def resolve(machine: Machine, wish: Wish, today: str = "") -> Resolution:
     cards, unlisted = cards_of(machine.gpus)
     case = Case(machine, wish, facts().systems[machine.os], today or facts().as_of, cards, unlisted)
     found = None
+    if not drivers.is_branch(wish.branch):
+        step = 'name a branch ("580"), a version ("580.159.04") or "auto"'
+        case.block(f'"{shown(wish.branch)}" is no driver branch', step)
+        return case.resolution()
     if wish.source != "none":
         if not _may_choose(case):
             return case.resolution()

@@ -9,9 +9,14 @@ from provision.compat.model import Part, Reason
 
 
 def upper_bound(case: Case, found: Driver | None) -> str:
-    """The driver to judge CUDA by: the chosen one; else the newest that may serve the cards; empty: any."""
+    """The driver to judge CUDA by: the chosen one; the one named, where it is not ours to install; else the newest
+    that may serve the cards; empty: any.
+    """
     if found is not None:
         return found.version
+    if case.wish.branch != "auto":
+        branch = facts().branches.get(version(case.wish.branch)[0])
+        return branch.newest if branch and "." not in case.wish.branch else case.wish.branch
     last = [version(card.last_branch)[0] for card in case.cards if card.last_branch != CURRENT]
     if not last:
         return ""

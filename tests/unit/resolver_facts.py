@@ -281,6 +281,8 @@ def forbidden_software(machine: Machine, wish: Wish, found: Resolution, listed: 
     version: tuple[int, ...] = (min(ends), 10**6) if ends else (10**6,)
     if driver is not None:
         version = driver_version(machine, wish, int(driver.value.split(".")[0]))
+    elif wish.branch[:3].isdecimal():
+        version = numbers(wish.branch) if "." in wish.branch else (int(wish.branch), 10**6)
     for part in found.parts:
         if part.name == "cuda_toolkit":
             yield from forbidden_toolkit(machine, wish, part, listed, version)

@@ -469,6 +469,13 @@ def test_with_source_none_the_driver_is_left_alone_and_the_rest_is_judged_by_the
     assert "no build of torch 2.15.0" in said(refused)
 
 
+def test_with_source_none_a_named_branch_is_the_driver_that_the_host_has() -> None:
+    found = ask(H200, source="none", branch="535", cuda=("13.0",), frameworks={"torch": "auto"})
+
+    assert values(found)["torch"] == "2.14.1 cu126"
+    assert "CUDA 13.0 needs driver 580.65.06 or newer, and driver 535.309.01 is the one here" in said(found)
+
+
 @pytest.mark.parametrize(
     ("machine", "why"),
     [
