@@ -190,12 +190,12 @@ def _room(facts: Facts, resolution: Resolution, changes: tuple[Change, ...]) -> 
 
 def _wanted(facts: Facts, resolution: Resolution, changes: tuple[Change, ...]) -> Mapping[str, int]:
     names = {one.what for one in changes if one.kind in ("install", "upgrade", "downgrade")}
-    found: dict[str, int] = {name: 1 for name in ("torch", "tensorflow", "jax", "docker") if name in names}
+    found: dict[str, int] = {}
     if {"driver", "driver packages"} & names:
         found |= {"driver": 1, "driver_download": 1, "driver_boot": 1}
     if count := len(toolkits_missing(facts, resolution)):
         found |= {"cuda_toolkit": count, "cuda_toolkit_download": count}
-    return found
+    return found | {name: 1 for name in ("torch", "tensorflow", "jax", "docker") if name in names}
 
 
 @dataclass(frozen=True)

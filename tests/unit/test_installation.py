@@ -444,7 +444,7 @@ def test_hostile_names_are_bounded(tmp_path: Path):
 
 def test_kernels_are_ordered_by_number():
     names = ["6.8.0-9-generic", "6.8.0-49-generic", "6.8.0-106-generic", "6.11.0-1-generic", "6.12.95+deb13-amd64"]
-    assert sorted(names[::-1], key=kernels.order) == names
+    assert sorted(set(names), key=kernels.order) == names
 
 
 def test_a_recorded_vm_without_a_gpu_has_no_gpu_processes(tmp_path: Path):
