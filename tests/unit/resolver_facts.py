@@ -50,6 +50,7 @@ NEWEST = {
     615: (615, 71, 9),
 }
 CUDA_FLOOR = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
+MODULES = ("open", "proprietary")
 METAPACKAGES = re.compile(r"cuda|cuda-\d+-\d+|cuda-runtime-.*|cuda-drivers-fabricmanager.*")
 
 
@@ -209,6 +210,22 @@ CARD_RULES: list[tuple[str, Callable[[str], bool], str, tuple[int, ...]]] = [
     ("came with CUDA 11.1", lambda gpu: group(gpu) in ("22", "24", "25"), "", (455, 23)),
 ]
 """What it says of a card, which cards, the module that does not serve them, the oldest driver."""
+
+
+def allowed_branches(machine: Machine, wish: Wish, listed: list[str]) -> set[int]:
+    """The branches that no fact forbids for these cards from this source, with a module that is offered."""
+    found = set()
+    for branch in OFFERED[machine.os, source_of(wish)]:
+        version = driver_version(machine, wish, branch)
+        for module in ("proprietary",) if branch in (470, 535) else ("open",) if branch >= 615 else MODULES:
+            serves = all(
+                branch <= LAST_BRANCH[device(gpu)]
+                and not any(of(gpu) and (module == no or version < oldest) for _, of, no, oldest in CARD_RULES)
+                for gpu in listed
+            )
+            if serves and wish.module in ("auto", module):
+                found.add(branch)
+    return found
 
 
 def forbidden_driver(machine: Machine, wish: Wish, found: Resolution, listed: list[str]) -> Iterator[str]:

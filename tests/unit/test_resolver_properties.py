@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from provision.compat.model import Machine, Resolution, Source, Wish
 from provision.compat.resolver import resolve
-from tests.unit.resolver_facts import LAST_BRANCH, SYSTEMS, forbidden
+from tests.unit.resolver_facts import LAST_BRANCH, SYSTEMS, allowed_branches, forbidden
 
 SOURCES: tuple[Source, ...] = ("nvidia", "distro")
 GROUPS: dict[tuple[str, int], list[str]] = {}
@@ -66,6 +68,18 @@ def test_the_resolver_never_proposes_what_a_fact_forbids(machine: Machine, wish:
     found = resolve(machine, wish)
 
     assert forbidden(machine, wish, found) == []
+
+
+@settings(max_examples=400, deadline=None)
+@given(gpus=st.lists(cards, min_size=1, max_size=3).map(tuple), os=st.sampled_from(SYSTEMS), wish=wishes)
+def test_a_driver_is_found_exactly_where_the_facts_allow_one(gpus: tuple[str, ...], os: str, wish: Wish) -> None:
+    wish = replace(wish, branch="auto", source=wish.source if wish.source != "none" else "nvidia")
+    machine = Machine(gpus, os)
+    driver = resolve(machine, wish).part("driver")
+
+    allowed: set[int | None] = {*allowed_branches(machine, wish, list(gpus))}
+
+    assert (int(driver.value) if driver else None) in (allowed or {None})
 
 
 def test_the_default_wish_breaks_no_fact_for_any_card_of_nvidias_list_on_any_system() -> None:
