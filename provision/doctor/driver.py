@@ -23,7 +23,22 @@ def pci_device(facts: Facts) -> Finding:
         "lspci -d 10de: ; then reseat the card and its power cables, enable Above 4G Decoding in the BIOS, or return it"
     )
     seen = f"no device of vendor 10de with class 0300 or 0302 in sysfs{', under a hypervisor' if virtual else ''}"
+    seen += _idle_driver(facts)
     return broken("No NVIDIA GPU is on the PCI bus", seen, where if virtual else bare)
+
+
+def _idle_driver(facts: Facts) -> str:
+    """What is known of a driver that waits for a GPU; empty where none is installed."""
+    built = facts.first("software.module_for_kernel")
+    version = driver_version(facts)
+    if built is None or not version:
+        return ""
+    kernel = built.labels.get("kernel", "")
+    if not built.value:
+        return f"; driver {version} is installed, and not for the running kernel {kernel}"
+    if facts.is_not_applicable("software.module_loaded_version"):
+        return f"; driver {version} is installed for this kernel: {facts.why('software.module_loaded_version')}"
+    return f"; driver {version} is installed for this kernel"
 
 
 def supports_card(facts: Facts) -> Finding:

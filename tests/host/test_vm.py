@@ -42,11 +42,7 @@ def test_a_virtual_machine_is_provisioned_then_left_alone_then_validated(tmp_pat
         assert play() == 0
         assert play(check=True) == 0
 
-        vm_line = (
-            f"vm ansible_host=127.0.0.1 ansible_port={vm.port} ansible_user={vm.host().user} "
-            f"ansible_ssh_private_key_file={vm.key} ansible_ssh_common_args='{vm.host().ssh_args}' expect_nvtop=3"
-        )
-        (tmp_path / "hosts.ini").write_text(vm_line + "\n")
+        (tmp_path / "hosts.ini").write_text(vm.inventory_line(expect_nvtop=3) + "\n")
         done = subprocess.run(
             [sys.executable, "-c", COMMAND, "validate", "-i", "hosts.ini", "--level", "1", "--json"],
             cwd=tmp_path,

@@ -436,6 +436,27 @@ def test_an_answer_from_fewer_gpus_than_nvml_reaches_is_not_enough():
     assert is_first_broken(walk(two, OUTCOMES), "CUDA context")
 
 
+IDLE = "no nvidia module is loaded; x.ko is there for this kernel; the kernel's log: NVRM: No NVIDIA GPU found."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("software.module_loaded_version", (NOT_APPLICABLE, IDLE)), ("is installed for this kernel: " + IDLE,)),
+        (
+            ("software.module_for_kernel", {"value": False, "labels": {"kernel": "6.1.0-50-amd64"}}),
+            ("is installed, and not for the running kernel 6.1.0-50-amd64",),
+        ),
+    ],
+    ids=["for this kernel", "for another"],
+)
+def test_a_missing_gpu_is_told_with_the_driver_that_waits_for_it(change: tuple[str, Any], words: Sequence[str]):
+    chain = walk(host(("system.gpu_count", 0), ("system.pci_gpu", GONE), *NO_NVML, change), OUTCOMES)
+
+    assert is_first_broken(chain, "PCI device")
+    assert all(word in chain.sentence for word in words), chain.sentence
+
+
 def test_wsl_shows_no_bus_but_nvml_counts():
     wsl = [("system.gpu_count", (UNKNOWN, "no PCI bus")), ("system.virtualisation", "wsl")]
 

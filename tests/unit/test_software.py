@@ -2,32 +2,34 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.need import need
-from tests.unit.host_tree import H200, VM, Measured, grow, measure, text, tools, tree
+from tests.unit.host_tree import H200, TREES, VM, Measured, grow, measure, text, tools, tree
 from validators.checks import software
-from validators.probes import driver, packages
+from validators.probes import driver, kernel_log, packages
 from validators.probes.sysfs import Files
 from validators.schema import NOT_APPLICABLE, UNKNOWN
 
 LDCONFIG = text("ldconfig-p-h200-580.159.04.txt")
 KERNEL = "6.18.44-fc-v657-gpu"
 MODULES = f"/lib/modules/{KERNEL}"
-# Written in modinfo's format; the two licences are those that NVIDIA's README (595, chapter 45) names.
-MODINFO = (
-    "filename: /lib/modules/x/updates/dkms/nvidia-current.ko\nversion:        535.309.01\nlicense:        NVIDIA\n"
-)
-OPEN = MODINFO.replace("535.309.01", "580.159.04").replace("license:        NVIDIA", "license:        Dual MIT/GPL")
+# Of Debian 12's own package, cut in its parameters and signature. The open module's licence is the one that NVIDIA's
+# README (595, chapter 45) names.
+MODINFO = text("modinfo-nvidia-current-535.261.03.txt")
+OPEN = MODINFO.replace("535.261.03", "580.159.04").replace("license:        NVIDIA", "license:        Dual MIT/GPL")
 
 
-def look(root: Path, name: str = H200, *, without: tuple[str, ...] = (), **files: Any) -> Measured:
+def look(
+    root: Path, name: str = H200, *, without: tuple[str, ...] = (), said: Sequence[str] = (), **files: Any
+) -> Measured:
     outputs = files.pop("outputs", {"ldconfig": LDCONFIG})
     grown = {path: one for path, one in {**tree(name), **files}.items() if not path.startswith(without or ("\0",))}
-    return measure("software", software.collect, grow(root, grown), tools(**outputs))
+    return measure("software", software.collect, grow(root, grown), tools(**outputs), lambda: said)
 
 
 NO_MODULE = ("/proc/driver/nvidia", "/proc/modules", "/sys/module/nvidia", "/dev/nvidia")
@@ -126,6 +128,64 @@ def test_a_module_that_modules_dep_lists_but_that_is_gone_does_not_count(tmp_pat
     host = look(tmp_path, without=NO_MODULE, **{f"{MODULES}/modules.dep": "updates/dkms/nvidia.ko: x.ko\n"})
 
     assert host.value("module_for_kernel") is False
+
+
+DKMS = "/lib/modules/6.1.0-50-cloud-amd64/updates/dkms/nvidia-current.ko"
+DEBIAN: dict[str, Any] = {"/proc/sys/kernel/osrelease": "6.1.0-50-cloud-amd64\n", DKMS: ""}
+DMESG = kernel_log.parse_text(
+    (TREES.parent / "kernel_log" / "dmesg-debian-12-vm-without-gpu-535.261.03.txt").read_text(), "dmesg"
+)
+SAID = [line.text for line in DMESG.lines]
+
+
+def test_debian_s_own_driver_without_a_gpu_is_there_and_not_loaded_and_why(tmp_path: Path):
+    host = look(tmp_path, VM, outputs={"modinfo": MODINFO}, said=SAID, **DEBIAN)
+
+    assert host.one("module_for_kernel").labels["path"] == DKMS
+    assert host.value("module_file_version") == "535.261.03"
+    assert host.value("module_flavour", loaded="no") == "proprietary"
+    loaded = host.one("module_loaded_version")
+    assert loaded.absence == NOT_APPLICABLE
+    assert loaded.note == (
+        f"no nvidia module is loaded; {DKMS} is there for this kernel, and no NVIDIA GPU on the PCI bus; "
+        'the kernel\'s log: "NVRM: No NVIDIA GPU found."'
+    )
+
+
+def test_without_a_readable_kernel_log_the_missing_gpu_still_explains(tmp_path: Path):
+    note = look(tmp_path, VM, outputs={"modinfo": MODINFO}, **DEBIAN).one("module_loaded_version").note
+
+    assert note.endswith("no NVIDIA GPU on the PCI bus")
+
+
+def test_a_driver_for_another_kernel_is_told_without_a_gpu_too(tmp_path: Path):
+    host = look(tmp_path, VM, outputs={}, **{**DEBIAN, "/proc/sys/kernel/osrelease": "6.1.0-50-amd64\n"})
+
+    assert host.value("module_for_kernel") is False
+    assert host.one("module_for_kernel").labels["other_kernels"] == "6.1.0-50-cloud-amd64"
+    assert host.one("module_loaded_version").note == "no nvidia module is loaded"
+
+
+ATTEMPT = "nvidia-nvlink: Nvlink Core is being initialized, major device number 244"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (SAID, "NVRM: No NVIDIA GPU found."),
+        ([], ""),
+        (["NVRM: API mismatch", ATTEMPT, "NVRM: No NVIDIA GPU found."], "NVRM: No NVIDIA GPU found."),
+        (["NVRM: The NVIDIA GPU 0000:01:00.0", "usb 1-1: x", "NVRM: installed in this system is not supported"],
+         "NVRM: The NVIDIA GPU 0000:01:00.0 NVRM: installed in this system is not supported"),
+        (["nvidia: version magic '6.1.0' should be '6.8.0'"], "nvidia: version magic '6.1.0' should be '6.8.0'"),
+        (["Loading of unsigned module is rejected"], "Loading of unsigned module is rejected"),
+        (["NVRM: " + "x" * 999], "NVRM: " + "x" * 294),
+        (["mce: NVRM: not the driver's"], ""),
+    ],
+    ids=["recorded", "nothing", "the last attempt alone", "two lines", "another kernel's", "unsigned", "long", "other"],
+)  # fmt: skip
+def test_what_the_kernel_said_of_the_last_attempt(said: Sequence[str], reason: str):
+    assert driver.last_attempt(said) == reason
 
 
 def test_other_modules_of_nvidia_are_not_the_module(tmp_path: Path):

@@ -8,10 +8,10 @@ import platform
 import re
 import shutil
 import sys
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 from validators.check import Context, Metric, check
-from validators.probes import command, driver, packages, pci, pythons
+from validators.probes import command, driver, kernel_log, packages, pci, pythons
 from validators.probes.driver import Tool
 from validators.probes.sysfs import Files
 
@@ -70,18 +70,27 @@ def _run(argv: Sequence[str]) -> command.Ran:
 )
 def software(ctx: Context) -> None:
     """The driver's module, package and libraries, CUDA, container tools, and the frameworks in each Python."""
-    collect(ctx, Files(), _run)
+    collect(ctx, Files(), _run, _kernel_messages)
     _frameworks(ctx)
 
 
-def collect(ctx: Context, files: Files, tool: Tool) -> None:
-    """Measure the host whose files and tools these are, but for its Pythons."""
+def _kernel_messages() -> List[str]:
+    try:
+        return [line.text for line in kernel_log.read().lines]
+    except kernel_log.LogUnreadable:
+        return []  # it only explains: what it is about was measured without it
+
+
+def collect(ctx: Context, files: Files, tool: Tool, kernel_messages: Callable[[], Sequence[str]] = tuple) -> None:
+    """Measure the host whose files, tools and kernel log these are, but for its Pythons."""
     kernel = files.text("/proc/sys/kernel/osrelease") or platform.release()
     installed = packages.installed(files)
     now = driver.loaded(files)
     devices = pci.nvidia_devices(files)
     without_gpu = devices is not None and not any(device.is_gpu for device in devices)
-    _module(ctx, files, tool, kernel=kernel, now=now, without_gpu=without_gpu)
+    _module(ctx, files, tool, kernel=kernel, now=now, expected=not without_gpu or _has_driver(files, installed, kernel))
+    if not now.version and not driver.is_loaded(files, "nvidia"):
+        _not_loaded(ctx, driver.module_files(files, kernel), without_gpu, kernel_messages)
     _packages(ctx, installed, kernel)
     _libraries(ctx, files, tool, now)
     _nodes(ctx, files, without_gpu)
@@ -90,15 +99,31 @@ def collect(ctx: Context, files: Files, tool: Tool) -> None:
     ctx.measure("python", platform.python_version(), labels={"path": sys.executable})
 
 
-def _module(ctx: Context, files: Files, tool: Tool, *, kernel: str, now: driver.Loaded, without_gpu: bool) -> None:
+def _has_driver(files: Files, installed: Optional[Mapping[str, str]], kernel: str) -> bool:
+    """Whether somebody has installed a driver here, GPU or not: by its package, or a module for any kernel."""
+    return bool(driver.module_packages(installed or {}, kernel) or driver.kernels_with_module(files))
+
+
+def _not_loaded(
+    ctx: Context, paths: Sequence[str], without_gpu: bool, kernel_messages: Callable[[], Sequence[str]]
+) -> None:
+    note = "no nvidia module is loaded"
+    if paths:
+        reason = driver.last_attempt(kernel_messages())
+        note += f"; {paths[0]} is there for this kernel"
+        note += f", and {NO_GPU}" if without_gpu else ""
+        note += f'; the kernel\'s log: "{reason}"' if reason else ""
+    ctx.not_applicable("module_loaded_version", note)
+
+
+def _module(ctx: Context, files: Files, tool: Tool, *, kernel: str, now: driver.Loaded, expected: bool) -> None:
+    """`expected`: a module for this kernel should be here, since there is a GPU or an installed driver."""
     is_loaded = bool(now.version) or driver.is_loaded(files, "nvidia")
     ctx.measure("nouveau_loaded", driver.is_loaded(files, "nouveau"))
     if now.version:
         ctx.measure("module_loaded_version", now.version)
     elif is_loaded:
         ctx.unknown("module_loaded_version", f"nvidia is loaded; {files.why(driver.PROC_VERSION)}")
-    else:
-        ctx.not_applicable("module_loaded_version", "no nvidia module is loaded")
     paths = driver.module_files(files, kernel)
     labels = {"kernel": kernel, "path": paths[0] if paths else ""}
     on_disk = driver.Loaded()
@@ -114,7 +139,7 @@ def _module(ctx: Context, files: Files, tool: Tool, *, kernel: str, now: driver.
         labels["path"] = "/sys/module/nvidia"
         ctx.measure("module_for_kernel", True, labels=labels, note="it is loaded; no file of it below /lib/modules")
         ctx.not_applicable("module_file_version", f"no module file below /lib/modules/{kernel}")
-    elif without_gpu:
+    elif not expected:
         ctx.not_applicable("module_for_kernel", NO_GPU, labels=labels)
         ctx.not_applicable("module_file_version", NO_GPU)
     else:

@@ -103,6 +103,25 @@ def modinfo(text: str) -> Loaded:
     return Loaded(fields.get("version", ""), flavour)
 
 
+_ATTEMPT = "Nvlink Core is being initialized"  # the module's first word each time that it is loaded
+_SAID = re.compile(
+    r"NVRM: "
+    r"|nvidia[\w-]*: (?:version magic|disagrees about version|Unknown symbol|exports duplicate symbol|unexpected)"
+    r"|(?:Lockdown: .*|Loading of )(?:unsigned )?module .*(?:restricted|rejected)",
+    re.IGNORECASE,
+)
+
+
+def last_attempt(messages: Sequence[str]) -> str:
+    """What the kernel's log says of the last time that the nvidia module was to be loaded; empty where nothing.
+
+    At most 300 characters; "NVRM: No NVIDIA GPU found." on a host without one.
+    """
+    start = max((number for number, one in enumerate(messages) if _ATTEMPT in one), default=0)
+    said = [one.strip() for one in messages[start:] if _SAID.match(one)]
+    return " ".join(dict.fromkeys(said))[:300]
+
+
 def libraries(files: Files, ldconfig: str) -> Mapping[str, Tuple[str, str]]:
     """Library -> (real path, version) as the dynamic linker would find it; version is empty where the name has none.
 

@@ -1,0 +1,104 @@
+"""A disk with NVIDIA's real driver: Debian's own packages, installed by our role, the module built by DKMS.
+
+A container host is given a kernel, then the role installs the driver there over SSH as on any host; what the host
+is then becomes the disk. So the module is compiled at full speed, outside emulation, and loaded by a kernel of its
+own later. The container runs the machine's kernel, for which no headers exist: the role builds for the kernel of the
+next boot and says that a reboot is needed. A second kernel comes last and without headers, so that DKMS builds
+nothing for it: what a careless kernel update leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from provision.plays import PlayResult, run_play
+from tests.hosts import containers
+from tests.hosts.containers import ContainerHost
+from tests.hosts.disk import Disk, cached, content
+from tests.hosts.image import FILES, PACKAGES
+
+KERNEL = "linux-image-cloud-amd64 initramfs-tools"
+OTHER_KERNEL = "linux-image-amd64"
+WISH: dict[str, object] = {
+    "nvidia_driver_source": "distro",
+    "nvidia_driver_module": "proprietary",
+    "nvidia_driver_in_container": True,
+    "docker_source": "none",
+    "nvtop_from": "none",
+}
+_ROLES = Path(__file__).resolve().parents[2] / "playbooks" / "roles"
+_APT = "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install"
+
+
+@dataclass(frozen=True)
+class DriverDisk(Disk):
+    """The disk, and how the role's runs that made it went."""
+
+    @property
+    def runs(self) -> list[dict[str, object]]:
+        """Each run's `changed`, `duration_s` and the messages it left."""
+        return list(json.loads((self.directory / "runs.json").read_text()))
+
+    @property
+    def kernel(self) -> str:
+        """The kernel that the module was built for."""
+        return next(release for release in self.kernels if "cloud" in release)
+
+    @property
+    def kernel_without_module(self) -> str:
+        """The kernel for which there were no headers."""
+        return next(release for release in self.kernels if "cloud" not in release)
+
+
+def driver_disk() -> DriverDisk:
+    """The disk, made once for its content, the role's own files among it: five minutes, most of them DKMS's."""
+    text = f"{PACKAGES} {KERNEL} {OTHER_KERNEL} {WISH}"
+    roles = [_ROLES / name for name in ("preflight", "host_python", "nvidia_driver")]
+    return DriverDisk(cached("driver", content(Path(__file__), FILES, *roles, text=text), _grow).directory)
+
+
+def _grow(tree: Path, beside: Path) -> None:
+    with containers.container_hosts(1) as (host,):
+        (beside / "runs.json").write_text(json.dumps(install(host), indent=1))
+        export(host, tree)
+
+
+def install(host: ContainerHost) -> list[dict[str, object]]:
+    """Give a container host a kernel, the driver by our role (twice), and a kernel without headers."""
+    host.sh(f"apt-get -q update && {_APT} {KERNEL}")
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = [play(host, Path(scratch)) for _ in range(2)]
+        told = [_told(one) for one in runs]
+    host.sh(f"{_APT} {OTHER_KERNEL} && apt-get clean")
+    return told
+
+
+def play(host: ContainerHost, directory: Path) -> PlayResult:
+    """Run site.yml for the driver alone. Raises RuntimeError where it fails."""
+    result = run_play("site.yml", [host.host()], artifact_dir=directory, extra_vars=WISH, known_hosts=host.known_hosts)
+    if not result.ok:
+        raise RuntimeError("; ".join(one.sentence() for one in result.failures) or result.message)
+    return result
+
+
+def _told(result: PlayResult) -> dict[str, object]:
+    events = result.events_path.read_text().splitlines() if result.events_path else []
+    messages = [str(json.loads(line).get("message", "")) for line in events]
+    return {
+        "changed": result.changed,
+        "duration_s": round(result.duration_s, 1),
+        "messages": [text for text in dict.fromkeys(messages) if text],
+    }
+
+
+def export(host: ContainerHost, tree: Path) -> None:
+    """Write the file system of a container host into an empty folder."""
+    tar = tree.with_suffix(".tar")
+    host.docker("export", "--output", str(tar), host.name)
+    subprocess.run(["tar", "-C", str(tree), "--numeric-owner", "-xf", str(tar)], check=True)
+    tar.unlink()
+    (tree / ".dockerenv").unlink()  # systemd and our own check would take the machine for a container
