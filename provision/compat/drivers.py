@@ -197,8 +197,11 @@ def _kernel_module(case: Case, offer: Offer, flavour: Flavour, packages: list[st
     kernel = _kernel_flavour(case)
     if flavour.signed_package and kernel in offer.signed:
         packages.append(flavour.signed_package.format(flavour=kernel))
-        if not case.machine.kernel:
-            case.notes.append("the kernel is not known: the signed modules of the generic kernel are taken")
+        newest = f"the signed modules are those of the archive's newest {kernel} kernel, which comes with them"
+        if case.machine.kernel:
+            case.notes.append(f"{newest}: where an older one runs, the module is there from the next boot on")
+        else:
+            case.notes.append(f"{newest}; the host's own kernel is not known")
         return True
     packages.append(flavour.dkms)
     if case.machine.kernel:

@@ -49,7 +49,7 @@ wishes = st.builds(
         optional={
             "torch": st.sampled_from(["auto", "auto", "2.15.0", "2.14.1", "2.10.0", "2.7.1", "2.0.1", "1.0"]),
             "tensorflow": st.sampled_from(["auto", "auto", "2.21.0", "2.16.2", "2.14.1"]),
-            "jax": st.sampled_from(["auto", "0.10.2"]),
+            "jax": st.sampled_from(["auto", "0.10.2", "0.6.2"]),
         },
     ),
 )
