@@ -111,5 +111,5 @@ def misfit(one: Card, branch: int, driver: str) -> str:
 def last_reason(one: Card) -> Reason:
     """Where a card's last branch stands."""
     if one.last_branch == CURRENT:
-        return Reason(f"driver 595 and newer serve {card_word(one)}", facts().pci_list)
+        return Reason(f"driver 595 serves {card_word(one)}, and no last branch is named", facts().pci_list)
     return Reason(f"{card_word(one)} is served up to branch {one.last_branch}", facts().pci_list)

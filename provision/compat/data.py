@@ -160,6 +160,7 @@ _CUDA = "driver {driver} and newer have CUDA {version} in themselves"
 def facts() -> Facts:
     """The package's own data, read once."""
     data = tomllib.loads((files("provision.compat") / "compat.toml").read_text(encoding="utf-8"))
+    names = {entry["id"]: entry["name"] for entry in data["system"]}
     return Facts(
         as_of=data["meta"]["as_of"],
         pci_list=data["meta"]["pci_list"],
@@ -171,7 +172,7 @@ def facts() -> Facts:
         branches={entry["number"]: _branch(entry) for entry in data["branch"]},
         systems={entry["id"]: _system(entry) for entry in data["system"]},
         offers=tuple(
-            _offer(entry, system, branch)
+            _offer(entry, system, branch, names[system])
             for entry in data["offer"]
             for system in entry["systems"]
             for branch in entry["branches"]
@@ -182,7 +183,7 @@ def facts() -> Facts:
             for system in entry["systems"]
         },
         toolkits=tuple(
-            _toolkit(entry, system, number)
+            _toolkit(entry, system, number, names[system])
             for entry in data["toolkit"]
             for system in entry["systems"]
             for number in entry["versions"]
@@ -234,24 +235,24 @@ def _system(entry: Mapping[str, Any]) -> System:
     )
 
 
-def _offer(entry: Mapping[str, Any], system: str, branch: int) -> Offer:
+def _offer(entry: Mapping[str, Any], system: str, branch: int, name: str) -> Offer:
     fill = {"branch": str(branch), "flavour": "{flavour}", "version": "{version}"}
 
     def filled(names: list[str]) -> tuple[str, ...]:
         return tuple(name.format(**fill) for name in names)
 
     modules = {
-        name: Flavour(
-            filled(entry[name]["compute"]),
-            filled(entry[name]["full"]),
-            str(entry[name].get("dkms", "")).format(**fill),
-            str(entry[name].get("signed_package", "")).format(**fill),
+        module: Flavour(
+            filled(entry[module]["compute"]),
+            filled(entry[module]["full"]),
+            str(entry[module].get("dkms", "")).format(**fill),
+            str(entry[module].get("signed_package", "")).format(**fill),
         )
-        for name in ("open", "proprietary")
-        if name in entry
+        for module in ("open", "proprietary")
+        if module in entry
     }
     where = "NVIDIA's repository" if entry["source"] == "nvidia" else "the distribution's archive"
-    rule = f"{where} has branch {branch} for {system}"
+    rule = f"{where} has branch {branch} for {name}"
     return Offer(
         system=system,
         source=entry["source"],
@@ -268,10 +269,10 @@ def _offer(entry: Mapping[str, Any], system: str, branch: int) -> Offer:
     )
 
 
-def _toolkit(entry: Mapping[str, Any], system: str, number: str) -> Toolkit:
+def _toolkit(entry: Mapping[str, Any], system: str, number: str, name: str) -> Toolkit:
     package = entry.get("package", "cuda-toolkit-" + number.replace(".", "-"))
     where = "NVIDIA's repository" if entry["source"] == "nvidia" else "the distribution's archive"
-    return Toolkit(system, entry["source"], number, package, _reason(entry, f"{where} has CUDA {number} for {system}"))
+    return Toolkit(system, entry["source"], number, package, _reason(entry, f"{where} has CUDA {number} for {name}"))
 
 
 def _build(entry: Mapping[str, Any]) -> Build:

@@ -71,7 +71,7 @@ def groups() -> dict[Group, tuple[str, ...]]:
 def _title(group: Group, ids: tuple[str, ...]) -> str:
     generation, capability, last, _, _ = group
     what = f"{generation}, compute capability {capability}" if generation else "Older than Fermi"
-    branch = "served by driver 595 and newer" if last == CURRENT else f"last driver branch {last}"
+    branch = "served by driver 595, no last branch named" if last == CURRENT else f"last driver branch {last}"
     return f"### {what}: {branch} ({len(ids)} PCI id{'s' if len(ids) > 1 else ''})"
 
 
@@ -94,7 +94,11 @@ def _section(title: str, pci_id: str) -> str:
 
 
 def _facts(one: Card) -> str:
-    last = "driver 595 and newer serve it" if one.last_branch == CURRENT else f"last driver branch {one.last_branch}"
+    last = (
+        "driver 595 serves it, no last branch is named"
+        if one.last_branch == CURRENT
+        else f"last driver branch {one.last_branch}"
+    )
     first = f", first driver {one.first_driver}" if one.first_driver else ""
     what = f"{one.generation}, compute capability {one.capability}; " if one.generation else ""
     return f"`{one.pci_id}` {one.name}: {what}{last}{first}."
