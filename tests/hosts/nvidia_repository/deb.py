@@ -125,7 +125,7 @@ def _gpg(home: Path) -> Iterator[list[str]]:
 def make_key(home: Path, user: str) -> tuple[str, str]:
     """Make a signing key without a passphrase; return it armoured, and its fingerprint."""
     with _gpg(home) as gpg:
-        _run([*gpg, "--quick-gen-key", user, "rsa3072", "sign", "never"])
+        _run([*gpg, "--quick-gen-key", user, "rsa2048", "sign", "never"])
         listing = _run([*gpg, "--with-colons", "--fingerprint"])
         fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
         return _run([*gpg, "--armor", "--export"]), fingerprint

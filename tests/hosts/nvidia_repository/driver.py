@@ -165,11 +165,7 @@ def pinning(branch_or_version: str) -> Package:
     """NVIDIA's package that holds apt to a branch or a version, by a preferences file."""
     pattern = f"{branch_or_version}-*" if "." in branch_or_version else f"{branch_or_version}.*"
     names = "*nvidia* cuda-drivers* libcuda1 libcudadebugger1 libnvcuvid1 libxnvctrl*"
-    # Those two have versions of their own.
-    preferences = (
-        "Package: nvidia-container-toolkit* libnvidia-container*\nPin: version *\nPin-Priority: 600\n\n"
-        f"Package: {names}\nPin: version {pattern}\nPin-Priority: 1000\n"
-    )
+    preferences = f"Package: {names}\nPin: version {pattern}\nPin-Priority: 1000\n"
     return Package(
         f"nvidia-driver-pinning-{branch_or_version}",
         f"{branch_or_version}-1",
