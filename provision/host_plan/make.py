@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from provision.compat.model import Blocker, Machine, Resolution, Wish
 from provision.compat.resolver import resolve
 from provision.doctor.facts import Facts
 from provision.host_plan.changes import changes_of, reboot_of
-from provision.host_plan.found import found_of
+from provision.host_plan.found import driver_version, found_of
 from provision.host_plan.machine import machine_from
 from provision.host_plan.model import HostPlan
 from provision.host_plan.obstacles import blockers_of
@@ -67,11 +68,15 @@ def make_host_plan(
 
 
 def wish_for(machine: Machine, facts: Facts, profile: Profile) -> tuple[Wish, tuple[str, ...]]:
-    """The profile's wish, less the GPU's parts where there is no GPU and none is required; and what to say of that.
+    """The profile's wish with the driver that stays, and less the GPU's parts where there is no GPU and none is
+    required; and what to say of that.
 
     Where the number of GPUs is unknown, nothing is left out: that is not the same as none.
     """
     wish = profile.wish
+    there = driver_version(facts)
+    if wish.source == "none" and wish.branch == "auto" and re.fullmatch(r"\d{3}(\.\d{1,4}){1,2}", there, re.ASCII):
+        wish = replace(wish, branch=there)  # what stays is what CUDA and the wheels are held against
     if profile.gpu_required or machine.gpus or wish.branch != "auto" or facts.number("system.gpu_count") != 0:
         return wish, ()
     left = [name for name, wanted in (

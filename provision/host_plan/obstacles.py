@@ -74,14 +74,14 @@ def _walls(facts: Facts, profile: Profile) -> Iterator[Blocker]:
             'install the driver on Windows; here use a profile with [driver] source = "none"',
         )
     container = facts.text("system.container")
-    if container not in ("", "none") and not _is_image(profile):
+    if container not in ("", "none") and not is_image(profile):
         yield Blocker(
             f"this runs in a container ({container}): a driver's module belongs to the machine that runs it",
             'provision that machine; in here use a profile with [driver] source = "none"',
         )
 
 
-def _is_image(profile: Profile) -> bool:
+def is_image(profile: Profile) -> bool:
     """A profile for building images: the driver's branch is named, and no card has to be there."""
     return not profile.gpu_required and profile.wish.branch != "auto"
 

@@ -8,6 +8,7 @@ from provision.compat.model import Resolution
 from provision.doctor.facts import Facts
 from provision.host_plan.changes import driver_changes, is_built_here
 from provision.host_plan.found import driver_packages
+from provision.host_plan.obstacles import is_image
 from provision.profile import Profile
 
 SKEW_S = 60.0
@@ -51,7 +52,7 @@ def _driver(facts: Facts, profile: Profile, resolution: Resolution) -> Iterator[
     if hidden and hidden[0].absence == "unknown":
         yield f"whether jobs use the GPU is not known: {hidden[0].note}; ansible_become=true looks with sudo"
     container = facts.text("system.container")
-    if container not in ("", "none"):
+    if container not in ("", "none") and is_image(profile):
         yield f"this runs in a container ({container}): the driver's files go in, its module cannot be loaded here"
     sources = {one.source for one in driver_packages(facts)}
     source = "nvidia" if profile.wish.source == "mirror" else profile.wish.source

@@ -54,6 +54,7 @@ def bare(**files: Any) -> dict[str, Any]:
     base = {path: one for path, one in base.items() if not path.endswith("/driver")}
     base |= {
         "/proc/sys/kernel/osrelease": KERNEL,
+        "/proc/1/comm": "systemd\n",
         "/proc/locks": "1: FLOCK  ADVISORY  WRITE 1 00:01:1 0 EOF\n",
         "/var/lib/dpkg/status": package("base-files", "13", vendor="ubuntu"),
         f"/lib/modules/{KERNEL}/build/Makefile": "",

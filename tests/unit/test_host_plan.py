@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from provision.compat.model import Machine, Wish
-from provision.host_plan.machine import machine_from
+from provision.host_plan.machine import facts_of, machine_from
 from provision.host_plan.make import plan_of_facts, plan_of_machine
+from provision.host_plan.model import HostPlan
 from provision.profile import Profile, load_profile
 from tests.unit.host_tree import H200_X4, tree
 from tests.unit.planted_host import (
@@ -27,6 +28,7 @@ from tests.unit.planted_host import (
     plan,
     status,
 )
+from validators.schema import decode
 
 STATUS = "/var/lib/dpkg/status"
 TOOLS = "\n".join(
@@ -368,6 +370,38 @@ def test_an_unknown_number_of_gpus_is_not_none(tmp_path: Path):
     made = plan_of_facts("box", facts(tmp_path, files), replace(STANDARD, gpu_required=False), today=DAY)
 
     assert made.blockers != ()
+
+
+def recorded(name: str, profile: Profile) -> HostPlan:
+    """A plan of the records of a real H200 host (Ubuntu 24.04, a container of a cloud)."""
+    path = Path(__file__).parents[1] / "fixtures" / "plan" / f"h200-ubuntu-24.04-{name}.jsonl"
+    records = [decode(line.encode()) for line in path.read_text().splitlines()]
+    return plan_of_facts("h200", facts_of(records), profile, today=DAY)
+
+
+def test_a_real_h200_host_at_work_is_blocked_by_what_is_so_there():
+    made = recorded("job", load_profile("standard"))
+
+    whats = [one.what for one in made.blockers]
+    assert [text.split(":")[0].split(" (")[0] for text in whats] == [
+        "this runs in a container",
+        "driver 580.159.04 is loaded and no package brings it",
+        "1 process on the GPU",
+    ]
+    assert "python3 (pid 418)" in whats[2]
+    assert made.reboot is False
+
+
+def test_cuda_and_wheels_are_held_against_the_driver_that_stays():
+    """The H200's 580.159.04 has CUDA 13.0 in itself: torch comes from cu130, and not from the default cu132."""
+    profile = load_profile("training")
+    made = recorded("idle", replace(profile, wish=replace(profile.wish, source="none")))
+
+    assert made.blockers == ()
+    assert made.resolution.part("driver") is None
+    torch = made.resolution.part("torch")
+    assert torch is not None
+    assert torch.index == "cu130"
 
 
 # --- warnings -----------------------------------------------------------------------------------------------------

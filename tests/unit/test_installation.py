@@ -17,7 +17,7 @@ from validators.checks import installation
 from validators.probes import apt, dpkg, gpu_users, kernels
 from validators.probes.command import Ran
 from validators.probes.sysfs import Files
-from validators.schema import NOT_APPLICABLE, UNKNOWN
+from validators.schema import NOT_APPLICABLE, UNKNOWN, decode
 
 KERNEL = "6.8.0-49-generic"
 STATUS = "/var/lib/dpkg/status"
@@ -340,6 +340,8 @@ def planted_process(root: Path, pid: int, name: str, *targets: str) -> None:
     folder = root / f"proc/{pid}/fd"
     folder.mkdir(parents=True)
     (root / f"proc/{pid}/comm").write_text(name + "\n")
+    (root / f"proc/{pid}/cmdline").write_text(f"/usr/bin/{name}\0")
+    (root / "proc/1/fd").mkdir(parents=True, exist_ok=True)
     for number, target in enumerate(targets):
         (folder / str(number)).symlink_to(target)
 
@@ -372,6 +374,28 @@ def test_processes_that_cannot_be_looked_into_make_the_number_unknown(tmp_path: 
     assert host.one("gpu_processes").absence == UNKNOWN
     assert "1 processes of other users" in host.one("gpu_processes").note
     assert host.value("gpu_process") == "python3", "what is seen is told all the same"
+
+
+def test_a_proc_that_hides_other_users_makes_the_number_unknown(tmp_path: Path):
+    """Mounted with hidepid=2 it shows this user's own processes alone: an empty list there is not zero."""
+    host = look(tmp_path, **{"/dev/nvidia0": ""})
+    assert host.one("gpu_processes").absence == UNKNOWN
+
+
+def test_a_real_h200_host_was_asked_idle_at_work_and_without_root():
+    """Recorded there: python3 held /dev/nvidia0; without root 174 processes, kernel threads among them, were closed."""
+    told = {}
+    for name in ("idle", "job", "nobody"):
+        lines = text_of(f"h200-ubuntu-24.04-{name}.jsonl").splitlines()
+        told[name] = Measured([decode(line.encode()) for line in lines])
+
+    assert told["idle"].value("gpu_processes") == 0
+    assert told["job"].one("gpu_process").labels["nodes"] == "/dev/nvidia0"
+    assert told["nobody"].one("gpu_processes").absence == UNKNOWN
+
+
+def text_of(name: str) -> str:
+    return (Path(__file__).parents[1] / "fixtures" / "plan" / name).read_text()
 
 
 def test_a_host_without_device_nodes_has_no_gpu_processes(tmp_path: Path):

@@ -24,9 +24,10 @@ class User:
 
 
 def users(files: Files) -> Tuple[List[User], int]:
-    """The processes found, and how many could not be looked into."""
-    found, hidden = [], 0
-    for name in files.names("/proc")[:_MAX_PROCESSES]:
+    """The processes found, and how many could not be looked into; at least 1 where /proc hides those of others."""
+    names = files.names("/proc")[:_MAX_PROCESSES]
+    found, hidden = [], int("1" not in names)  # mounted with hidepid=2, not even PID 1 is shown
+    for name in names:
         if not name.isdecimal():
             continue
         folder = f"{files.root}/proc/{name}/fd"
@@ -35,7 +36,7 @@ def users(files: Files) -> Tuple[List[User], int]:
         except FileNotFoundError:
             continue  # it ended meanwhile, or is the kernel's own
         except OSError:
-            hidden += 1
+            hidden += bool(files.data(f"/proc/{name}/cmdline", 1))  # the kernel's own threads have none
             continue
         nodes = set()
         for fd in fds:
