@@ -35,7 +35,7 @@ def main() -> None:
 
 def document() -> str:
     """The whole of docs/compatibility.md."""
-    parts = [_INTRODUCTION.format(as_of=facts().as_of)]
+    parts = [_INTRODUCTION.format(as_of=facts().as_of).rstrip()]
     parts += ["## Cards with figures of their own", "The cards of `provision/criteria/gpus.toml`, by name."]
     for name in criteria_cards():
         parts.append(_section(f"### {name}", machine_for(name, "ubuntu-24.04").gpus[0]))
@@ -87,7 +87,7 @@ def _section(title: str, pci_id: str) -> str:
         refused = resolve(Machine(gpus=(pci_id,), os=next(iter(facts().systems)), architecture="aarch64"), Wish())
         return f"{intro}\n\nIt comes with an Arm processor, and {refused.blockers[0].what}."
     notes: list[str] = []
-    head = "| system | driver | kernel module | newest CUDA | torch | tensorflow | jax |"
+    head = "| system | driver | kernel module | CUDA toolkit | torch | tensorflow | jax |"
     rows = [_row(pci_id, system, notes) for system in facts().systems]
     said = [f"{number}. {text}" for number, text in enumerate(notes, 1)]
     return "\n".join([intro, "", head, "|" + "---|" * 7, *rows, *(["", *said] if said else [])])
