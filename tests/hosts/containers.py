@@ -10,6 +10,7 @@ By hand: `python -m tests.hosts.containers 2` starts two, prints an inventory an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -21,11 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provision.hosts import Host
-from tests.hosts.engine import LABEL, SESSION, Engine, can_start_engine, engine, running_engine
+from tests.hosts.engine import LABEL, Engine, can_start_engine, engine, running_engine
 from tests.hosts.image import USER, build, can_pull
 
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_BOOT", "NET_RAW", "SYS_NICE", "DAC_READ_SEARCH")
 SUBNETS = (*(f"172.{second}.{third}" for second in (30, 29) for third in range(0, 80, 11)), "10.213.77")
+SESSION = f"{LABEL}-session"
+_sessions = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -80,31 +83,33 @@ def available() -> bool:
 @contextlib.contextmanager
 def container_hosts(count: int) -> Iterator[tuple[ContainerHost, ...]]:
     """Start hosts and wait until each answers over SSH. All of it is gone at the end."""
-    with tempfile.TemporaryDirectory(prefix="bringup-hosts-") as scratch, engine() as docker:
-        directory = Path(scratch)
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bringup-hosts-")))
+        docker = stack.enter_context(engine())
         key = directory / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
         image = build(docker, pull=can_pull(docker) if not docker.socket else False)
-        prefix = _network(docker)
-        names = [f"host{number}-{os.getpid()}" for number in range(1, count + 1)]
+        session = f"{os.getpid()}-{next(_sessions)}"
+        stack.callback(docker.remove, f"{SESSION}={session}")
+        prefix = _network(docker, session)
+        names = [f"host{number}-{session}" for number in range(1, count + 1)]
         known_hosts = directory / "known_hosts"
         hosts = tuple(
             ContainerHost(name, f"{prefix}.{10 + number}", key, known_hosts, docker)
             for number, name in enumerate(names)
         )
         for host in hosts:
-            _start(docker, host, image, (directory / "key.pub").read_text().strip())
+            _start(docker, host, image, session=session, public_key=(directory / "key.pub").read_text().strip())
         for host in hosts:
             _wait(host)
         yield hosts
 
 
-def _network(docker: Engine) -> str:
+def _network(docker: Engine, session: str) -> str:
     """Make a network on the first range that this machine does not use."""
     for prefix in SUBNETS:
         try:
-            label = f"{LABEL}={os.getpid()}"
-            docker("network", "create", "--label", label, "--subnet", f"{prefix}.0/24", f"{SESSION}-{prefix}")
+            docker("network", "create", *_labels(session), "--subnet", f"{prefix}.0/24", f"{SESSION}-{session}")
         except subprocess.CalledProcessError as error:
             last = error.stderr.decode(errors="replace")
         else:
@@ -112,10 +117,14 @@ def _network(docker: Engine) -> str:
     raise RuntimeError(f"no network for the hosts: {last}")
 
 
-def _start(docker: Engine, host: ContainerHost, image: str, public_key: str) -> None:
-    prefix = host.address.rpartition(".")[0]
-    options = ["--name", host.name, "--hostname", host.name, "--label", f"{LABEL}={os.getpid()}", "--detach"]
-    options += ["--network", f"{SESSION}-{prefix}", "--ip", host.address, "--cgroupns=private"]
+def _labels(session: str) -> tuple[str, ...]:
+    """By the process for what a killed run leaves behind, by the session for its own end."""
+    return ("--label", f"{LABEL}={os.getpid()}", "--label", f"{SESSION}={session}")
+
+
+def _start(docker: Engine, host: ContainerHost, image: str, *, session: str, public_key: str) -> None:
+    options = ["--name", host.name, "--hostname", host.name, *_labels(session), "--detach"]
+    options += ["--network", f"{SESSION}-{session}", "--ip", host.address, "--cgroupns=private"]
     options += [word for name in CAPABILITIES for word in ("--cap-add", name)]
     for option in ("seccomp", "apparmor", "systempaths"):
         options += ["--security-opt", f"{option}=unconfined"]

@@ -1,4 +1,7 @@
-"""A Docker engine for the tests: the one that runs, or one of our own that leaves nothing behind."""
+"""A Docker engine for the tests: the one that runs, or one of our own that leaves nothing behind.
+
+`python -m tests.hosts.engine COMMAND...` runs a command with one, which all its processes then share.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +20,8 @@ from pathlib import Path
 from tests.hosts.image import cache_directory
 
 LABEL = "gpu-bringup-tests"
-SESSION = f"{LABEL}-{os.getpid()}"
-"""What this process's containers and networks are called: several runs may share one engine."""
+_own: list[Engine] = []
+"""The private engine of this process, while there is one."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +42,19 @@ class Engine:
             raise subprocess.CalledProcessError(done.returncode, ["docker", *args], done.stdout, done.stderr)
         return done.stdout.decode(errors="replace")
 
-    def remove_own(self) -> None:
-        """Remove this process's containers and networks, and those of runs that were killed."""
-        shown = '{{.ID}} {{.Label "' + LABEL + '"}}'
-        for kind, end in ((("ps", "-a"), ("rm", "-f", "-v")), (("network", "ls"), ("network", "rm"))):
-            lines = self(*kind, "--filter", f"label={LABEL}", "--format", shown).splitlines()
-            if found := [line.split()[0] for line in lines if _is_over(line.partition(" ")[2])]:
+    def remove(self, label: str) -> None:
+        """Remove the containers and networks with this label (`name` or `name=value`)."""
+        for kind, end in ((("ps", "-aq"), ("rm", "-f", "-v")), (("network", "ls", "-q"), ("network", "rm"))):
+            if found := self(*kind, "--filter", f"label={label}").split():
                 self(*end, *found)
 
-
-def _is_over(pid: str) -> bool:
-    return not pid.isdecimal() or int(pid) == os.getpid() or not Path(f"/proc/{pid}").exists()
+    def remove_leftovers(self) -> None:
+        """Remove what runs that were killed left in this engine: the label's value is their process."""
+        shown = '{{.Label "' + LABEL + '"}}'
+        for kind in (("ps", "-a"), ("network", "ls")):
+            for value in set(self(*kind, "--filter", f"label={LABEL}", "--format", shown).split()):
+                if not Path(f"/proc/{value}").exists():
+                    self.remove(f"{LABEL}={value}")
 
 
 def running_engine() -> Engine | None:
@@ -74,14 +80,11 @@ def _find(name: str) -> str | None:
 
 @contextlib.contextmanager
 def engine() -> Iterator[Engine]:
-    """The running engine, or a private one for the time of this context."""
-    found = running_engine()
+    """The running engine, or a private one for the time of this context (of the outermost, where they are nested)."""
+    found = _own[0] if _own else running_engine()
     if found is not None:
-        found.remove_own()
-        try:
-            yield found
-        finally:
-            found.remove_own()
+        found.remove_leftovers()
+        yield found
         return
     directory = cache_directory() / "engine"
     directory.mkdir(exist_ok=True)
@@ -89,11 +92,12 @@ def engine() -> Iterator[Engine]:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one run at a time: they share the images
         _stop(directory)
         process = _start(directory)
+        _own.append(Engine(str(directory / "docker.sock")))
         try:
-            yield Engine(str(directory / "docker.sock"))
+            yield _own[0]
         finally:
             with contextlib.suppress(subprocess.CalledProcessError):
-                Engine(str(directory / "docker.sock")).remove_own()
+                _own.pop().remove(LABEL)
             process.terminate()
             try:
                 process.wait(30)
@@ -133,7 +137,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
             time.sleep(0.5)
         else:
-            Engine(str(directory / "docker.sock")).remove_own()
+            Engine(str(directory / "docker.sock")).remove(LABEL)
             return process
     process.kill()
     raise RuntimeError(f"dockerd does not answer: {(directory / 'dockerd.log').read_text(errors='replace')[-2000:]}")
@@ -157,3 +161,16 @@ def _stop(directory: Path) -> None:
             words = cmdline.read_text()
             if "containerd-shim" in words and str(directory) in words:
                 os.kill(int(cmdline.parent.name), signal.SIGKILL)
+
+
+def main() -> int:
+    """Run the command given with an engine in its environment; without one where none can be had."""
+    if running_engine() is None and can_start_engine():
+        with engine() as started:
+            env = {**os.environ, "DOCKER_HOST": f"unix://{started.socket}"}
+            return subprocess.run(sys.argv[1:], env=env, check=False).returncode
+    return subprocess.run(sys.argv[1:], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
