@@ -79,7 +79,10 @@ def test_the_hosts_side_imports_itself_and_the_standard_library(path: Path) -> N
     assert not foreign
 
 
-@pytest.mark.parametrize("path", [*files("provision/verdict"), *files("provision/doctor")], ids=named)
+PURE = ("verdict", "doctor", "compat", "host_plan")
+
+
+@pytest.mark.parametrize("path", [path for room in PURE for path in files(f"provision/{room}")], ids=named)
 def test_judging_does_no_input_or_output(path: Path) -> None:
     used = {name.split(".")[0] for name in imports(path)}
     assert not used & IO_MODULES
