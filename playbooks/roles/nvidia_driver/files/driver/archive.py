@@ -94,6 +94,32 @@ class Apt:
                 best = version
         return best.ver_str if best is not None else ""
 
+    def find(self, name, text_of_version):
+        """Return a package's version object, or None."""
+        package = self.package(name)
+        versions = package.version_list if package is not None else []
+        return next((one for one in versions if one.ver_str == text_of_version), None)
+
+    def dependencies(self, targets, number):
+        """Return the driver's packages that `targets` (name -> version) need, in the version `number`.
+
+        apt takes the newest of each, and gives up where only an older one fits or brings two drivers together.
+        """
+        found = {}
+        ahead = [self.find(name, version) for name, version in targets.items()]
+        while ahead:
+            version = ahead.pop()
+            lists = version.depends_list if version is not None else {}
+            for group in [*lists.get("PreDepends", []), *lists.get("Depends", [])]:
+                name = group[0].target_pkg.name
+                if name in targets or name in found or not OURS.match(name):
+                    continue
+                chosen = self.choose(name, number)
+                if upstream(chosen) == number:
+                    found[name] = chosen
+                    ahead.append(self.find(name, chosen))
+        return found
+
     def known(self, name):
         """Return the versions of a package that the wanted source has."""
         package = self.package(name)

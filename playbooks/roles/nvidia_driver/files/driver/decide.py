@@ -146,7 +146,8 @@ def wanted(apt, wish, answer):
         "known": {name: apt.known(name)[:6] for name, version in targets.items() if not version},
         "number": number,
         "pin": wish["pin"] if wish["pin"] and not apt.installed(wish["pin"]) else "",
-        "changes": {"install": [], "remove": [], "error": "", "words": []},
+        "first": [],
+        "changes": {"install": [], "remove": [], "error": "", "words": [], "automatic": []},
         "converged": True,
     }
     if found["pin"] and apt.package(found["pin"]) is None:
@@ -154,11 +155,19 @@ def wanted(apt, wish, answer):
     if found["missing"]:
         return {**found, "converged": False}
     first = answer["headers"]["packages"] + ([found["pin"]] if found["pin"] else [])
+    if wish["pin"]:
+        # There is room for one. Named, since apt removes nothing by itself that is held.
+        other = [name for name in answer["drivers"] if name.startswith("nvidia-driver-pinning") and name != wish["pin"]]
+        first += [f"{name}-" for name in other]
+    found["first"] = first
     wrong = [name for name, version in targets.items() if apt.installed(name) != version]
     stray = strays(answer["drivers"], number)
     unsound = answer["half"] or answer["unmet"]
     if wrong or first or stray or (unsound and any(OURS.match(name) for name in answer["half"])):
-        found["changes"] = simulate(apt, targets, first, answer["drivers"], number)
+        needed = apt.dependencies(targets, number) if number else {}
+        found["changes"] = simulate(apt, {**targets, **needed}, first, answer["drivers"], number)
+        # What is named to apt counts as asked for by a person; these are there for others.
+        found["changes"]["automatic"] = [name for name in needed if not apt.installed(name)]
         found["converged"] = False
     elif number and answer["module"].get("version") != number and answer["next_module"].get("version") != number:
         # Packages of the right version, and no module of them: a kernel that came without one.
@@ -191,11 +200,15 @@ def persistence(apt, wish, number):
 def simulate(apt, targets, first, drivers, number):
     """Return what apt would install and remove, and the words to tell it.
 
-    NVIDIA's packages depend on each other with >=, so apt would bring another version of some: those are named as well.
-    Packages of another version that apt would leave beside the new ones are removed.
+    Packages of another version that are there, or that apt would bring, are named as well.
     """
     words = [f"{name}={version}" for name, version in targets.items()]
-    named = set(targets)
+    # apt removes or changes nothing by itself that is held: what has to go or to come along is named.
+    for name in strays(drivers, number):
+        if name not in targets:
+            other = apt.choose(name, number)
+            words.append(f"{name}={other}" if upstream(other) == number else f"{name}-")
+    named = {*targets, *strays(drivers, number)}
     for _ in range(ROUNDS):
         status, said = run(*SIMULATE, *first, *words, timeout_s=180)
         if status:
@@ -209,12 +222,6 @@ def simulate(apt, targets, first, drivers, number):
                 if upstream(other) == number:
                     more.append(f"{name}={other}")
                     named.add(name)
-        moved = {name for name, _, _ in install} | set(remove)
-        for name in strays(drivers, number):
-            if name not in moved and name not in named:
-                other = apt.choose(name, number)
-                more.append(f"{name}={other}" if upstream(other) == number else f"{name}-")
-                named.add(name)
         if not more:
             break
         words += more
