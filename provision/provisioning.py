@@ -175,7 +175,9 @@ def _tell(plans: Sequence[HostPlan], wanted: Profile, *, check: bool) -> None:
         for warning in plan.warnings:
             say(f"{plan.host}: {warning}")
         if plan.changes:
-            words = [f"{one.kind} {one.what}{f' {one.then}' if one.then else ''}" for one in plan.changes]
+            words = [
+                f"{one.kind} {one.what.replace('_', ' ')}{f' {one.then}' if one.then else ''}" for one in plan.changes
+            ]
             more = f" and {len(words) - 8} more" if len(words) > 8 else ""
             say(f"{plan.host}: {', '.join(words[:8])}{more}{'; needs a reboot' if plan.reboot else ''}")
 
