@@ -20,7 +20,7 @@ def changes_of(facts: Facts, profile: Profile, resolution: Resolution) -> tuple[
     return (
         *_repository(facts, profile, resolution),
         *_headers(facts, resolution),
-        *_driver(facts, profile, resolution),
+        *_driver(facts, resolution),
         *_following(facts, resolution),
         *_tools(facts, profile),
         *_frameworks(facts, profile, resolution),
@@ -66,13 +66,13 @@ def _packages(part: Part | None) -> tuple[str, ...]:
     return part.packages if part else ()
 
 
-def _driver(facts: Facts, profile: Profile, resolution: Resolution) -> Iterator[Change]:
+def _driver(facts: Facts, resolution: Resolution) -> Iterator[Change]:
     part = resolution.part("driver")
     if part is None:
         return
     why = part.because[0].rule if part.because else ""
     now, there = driver_version(facts), driver_packages(facts)
-    yield from _removed(there, part, profile)
+    yield from _removed(there, part)
     step = _step(now, part.value)
     missing = _missing(facts, part)
     if step is not None:
@@ -97,18 +97,15 @@ def _driver(facts: Facts, profile: Profile, resolution: Resolution) -> Iterator[
         )
 
 
-def _removed(there: tuple[Installed, ...], part: Part, profile: Profile) -> Iterator[Change]:
-    """Packages of another branch or another source go: two drivers share the same files."""
-    source = "nvidia" if profile.wish.source == "mirror" else profile.wish.source
-    groups: dict[tuple[str, str], list[Installed]] = {}
+def _removed(there: tuple[Installed, ...], part: Part) -> Iterator[Change]:
+    """Packages of another branch go: two drivers share the same files."""
+    groups: dict[str, list[str]] = {}
     for one in there:
-        of_old_branch = bool(one.branch) and one.branch != branch_of(part.value) and one.name not in part.packages
-        if of_old_branch or one.source != source:
-            groups.setdefault((one.upstream if of_old_branch else one.version, one.source), []).append(one)
-    for (found, origin), members in groups.items():
-        names = [one.name for one in members]
+        if one.branch and one.branch != branch_of(part.value) and one.name not in part.packages:
+            groups.setdefault(one.upstream, []).append(one.name)
+    for found, names in groups.items():
         what = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield Change("remove", what, found, "", f"another driver's ({origin}); the new one replaces them")
+        yield Change("remove", what, found, "", "another driver's; the new one replaces them")
 
 
 def _flavour(facts: Facts, resolution: Resolution) -> Change | None:

@@ -21,12 +21,15 @@ _PPA = re.compile(r"~gpu\d|ppa", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Installed:
-    """An installed package. `vendor`: by its Maintainer; `origin`: the site whose list has this version, or empty."""
+    """An installed package. `vendor`: by its Maintainer. `origin` and `archive`: the site whose list has this version,
+    and what that archive calls itself; empty where no list has it.
+    """
 
     name: str
     version: str
     vendor: str = ""
     origin: str = ""
+    archive: str = ""
 
     @property
     def upstream(self) -> str:
@@ -42,18 +45,29 @@ class Installed:
     @property
     def source(self) -> str:
         """Where it is from, as a Wish names sources; "ppa" and "other" are neither NVIDIA nor the distribution."""
-        if self.origin.startswith("ppa.") or _PPA.search(self.version):
+        if self.archive.startswith("LP-PPA") or self.origin.startswith("ppa.") or _PPA.search(self.version):
             return "ppa"
-        if self.vendor == "nvidia" or self.origin.endswith("nvidia.com"):
+        if self.archive == "NVIDIA CUDA" or self.vendor == "nvidia" or self.origin.endswith("nvidia.com"):
             return "nvidia"
         return "distro" if self.vendor in ("ubuntu", "debian") else "other"
+
+    @property
+    def came_from(self) -> str:
+        """The same for a person."""
+        named = {"nvidia": "NVIDIA's repository", "distro": "the distribution", "ppa": "a PPA"}
+        told = named.get(self.source, "an archive that apt does not know")
+        return f"{told} ({self.origin})" if self.origin and self.source in ("ppa", "other") else told
 
 
 def packages(facts: Facts) -> dict[str, Installed]:
     """Name -> installed package, of those that the check `installation` looks for."""
     return {
         one.labels["name"]: Installed(
-            one.labels["name"], str(one.value), one.labels.get("vendor", ""), one.labels.get("origin", "")
+            one.labels["name"],
+            str(one.value),
+            one.labels.get("vendor", ""),
+            one.labels.get("origin", ""),
+            one.labels.get("archive", ""),
         )
         for one in facts.all("installation.package")
         if one.value is not None and "name" in one.labels

@@ -37,6 +37,12 @@ _RUN_FILE = Reason(
 )
 
 
+_ONE_SOURCE = Reason(
+    "a driver's packages are all from one source: two sources upgrade each other's halves",
+    "NVIDIA driver installation guide, removing",
+)
+
+
 def blockers_of(facts: Facts, profile: Profile, resolution: Resolution, changes: tuple[Change, ...]) -> list[Blocker]:
     """What would make an installation fail, or lose something; each with the next step."""
     found = [*_dpkg(facts, changes), *_room(facts, resolution, changes)]
@@ -103,18 +109,18 @@ def _foreign_driver(facts: Facts, profile: Profile, wanted: str) -> Iterator[Blo
             f"driver {loaded} is loaded and no package brings it{where}: it comes from outside",
             'leave the driver to whoever brings it: a profile with [driver] source = "none"',
         )
-    strangers = [one for one in there if one.source in ("ppa", "other") and one.branch]
-    if strangers and profile.wish.source != "none":
-        where = strangers[0].origin or ("a PPA" if strangers[0].source == "ppa" else "another origin")
-        branches = Counter(one.branch for one in strangers).most_common(1)[0][0]
-        differs = (
-            "" if branches == branch_of(wanted) else f", of branch {branches} where {branch_of(wanted)} is planned"
-        )
+    source = "nvidia" if profile.wish.source == "mirror" else profile.wish.source
+    strangers = [one for one in there if one.source != source and one.branch]
+    if strangers:
+        first, branch = strangers[0], strangers[0].branch
+        differs = "" if branch == branch_of(wanted) else f", of branch {branch} where {branch_of(wanted)} is planned"
+        more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+        keep = ', or keep it with [driver] source = "distro"' if first.source == "distro" else ""
+        names = " ".join(one.name for one in strangers[:40])
         yield Blocker(
-            f"{len(strangers)} driver packages are from {where}: {strangers[0].name} {strangers[0].version}{differs}",
-            "on the host: sudo ppa-purge, or sudo apt-get purge those packages and remove that source; then plan again"
-            if strangers[0].source == "ppa"
-            else f"on the host: sudo apt-get purge {' '.join(one.name for one in strangers[:3])} ..., then plan again",
+            f"there is a driver from {first.came_from}: {first.name} {first.version}{more}{differs}",
+            f"remove it first, on the host: sudo apt-get purge {names}{keep}",
+            (_ONE_SOURCE,),
         )
 
 

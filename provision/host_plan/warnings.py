@@ -53,8 +53,10 @@ def _driver(facts: Facts, profile: Profile, resolution: Resolution) -> Iterator[
         yield f"whether jobs use the GPU is not known: {hidden[0].note}; ansible_become=true looks with sudo"
     container = facts.text("system.container")
     if container not in ("", "none") and is_image(profile):
-        yield f"this runs in a container ({container}): the driver's files go in, its module cannot be loaded here"
-    sources = {one.source for one in driver_packages(facts)}
-    source = "nvidia" if profile.wish.source == "mirror" else profile.wish.source
-    if sources and source not in sources and not sources & {"ppa", "other"}:
-        yield f"the installed driver is from {' and '.join(sorted(sources))}; one from {source} replaces it"
+        yield (
+            f"this runs in a container ({container}): the driver's files go in, where nvidia_driver_in_container=true "
+            "says so, and its module cannot be loaded here"
+        )
+    if facts.flag("installation.kernel_headers_offered") is False and is_built_here(resolution):
+        kernel = facts.text("system.kernel_release")
+        yield f"apt's lists have no linux-headers-{kernel}: DKMS builds no module for this kernel without them"

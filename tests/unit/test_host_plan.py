@@ -284,16 +284,31 @@ def test_a_run_installers_driver_blocks_and_names_its_own_removal(tmp_path: Path
 
 def test_a_ppas_driver_of_another_branch_blocks(tmp_path: Path):
     ppa = status(OLD, "570.133.07-0ubuntu0~gpu24.04.1", vendor="ubuntu")
-    assert "from a PPA" in blocked(plan(tmp_path, **{STATUS: ppa}))
-    assert "of branch 570 where 580 is planned" in blocked(plan(tmp_path / "b", **{STATUS: ppa}))
+    made = plan(tmp_path, **{STATUS: ppa})
+
+    assert "there is a driver from a PPA: libnvidia-compute-570 570.133.07-0ubuntu0~gpu24.04.1 and 2 more" in blocked(
+        made
+    )
+    assert "of branch 570 where 580 is planned" in blocked(made)
+    assert f"sudo apt-get purge {' '.join(OLD)}" in blocked(made)
 
 
-def test_the_distributions_driver_is_replaced_with_a_warning(tmp_path: Path):
-    made = plan(tmp_path, **{STATUS: status(OLD, "570.211.01-0ubuntu0.24.04.1", vendor="ubuntu")})
+def test_the_distributions_driver_blocks_nvidias_and_may_be_kept(tmp_path: Path):
+    there = {STATUS: status(OLD, "570.211.01-0ubuntu0.24.04.1", vendor="ubuntu")}
 
-    assert made.blockers == ()
-    assert any("from distro; one from nvidia replaces it" in one for one in made.warnings)
-    assert made.changes[1].kind == "remove"
+    assert "there is a driver from the distribution" in blocked(plan(tmp_path / "a", **there))
+    assert 'or keep it with [driver] source = "distro"' in blocked(plan(tmp_path / "b", **there))
+
+
+def test_a_driver_of_unknown_make_from_nvidias_archive_is_nvidias(tmp_path: Path):
+    """As on hosts with a rebuilt mirror: the Maintainer says nothing, the archive's label does."""
+    lists = "/var/lib/apt/lists/mirror.example_cuda_"
+    entries = "\n".join(f"Package: {name}\nVersion: 570.211.01-1\n" for name in OLD)
+    labelled = {f"{lists}Packages": entries, f"{lists}InRelease": "Origin: NVIDIA\nLabel: NVIDIA CUDA\n"}
+    there = status(OLD, "570.211.01-1").replace("cudatools <cudatools@nvidia.com>", "x <x@x.invalid>")
+
+    assert plan(tmp_path / "a", **labelled, **{STATUS: there}).blockers == ()
+    assert "an archive that apt does not know" in blocked(plan(tmp_path / "b", **{STATUS: there}))
 
 
 def test_a_half_configured_package_blocks_whatever_is_planned(tmp_path: Path):
@@ -422,6 +437,18 @@ def test_unattended_upgrades_warn_until_the_driver_is_on_hold(tmp_path: Path):
 def test_a_next_kernel_without_headers_warns(tmp_path: Path):
     made = plan(tmp_path, **{"/boot/vmlinuz-6.8.0-106-generic": ""})
     assert any("6.8.0-106-generic, whose headers are not installed" in one for one in made.warnings)
+
+
+def test_headers_that_no_list_has_warn(tmp_path: Path):
+    gone = {f"/lib/modules/{KERNEL}/build/Makefile": None}
+    named = "/var/lib/apt/lists/a.example_dists_noble_main_binary-amd64_Packages"
+
+    without = plan(tmp_path / "a", **gone, **{named: "Package: linux-headers-1\nVersion: 1\n"})
+    there = plan(tmp_path / "b", **gone, **{named: f"Package: linux-headers-{KERNEL}\nVersion: 1\n"})
+    compressed = plan(tmp_path / "c", **gone, **{named: "Package: x\nVersion: 1\n", f"{named}.lz4": "x"})
+
+    assert any(f"no linux-headers-{KERNEL}" in one for one in without.warnings)
+    assert not any("linux-headers" in one for one in (*there.warnings, *compressed.warnings))
 
 
 @pytest.mark.parametrize(("skew", "word"), [(-86400.0, "86,400 s behind"), (61.0, "61 s ahead")])

@@ -206,6 +206,35 @@ def test_where_a_package_came_from_is_read_from_the_lists(tmp_path: Path):
     }
 
 
+POLICY = """libnvidia-compute-580:
+  Installed: 580.159.04-1ubuntu1
+  Candidate: 580.178.04-1ubuntu1
+  Version table:
+     580.178.04-1ubuntu1 600
+        600 https://ada:hunter2@other.example/repo ./ Packages
+ *** 580.159.04-1ubuntu1 600
+        600 file:/srv/nvidia-repository ./ Packages
+        100 /var/lib/dpkg/status
+nvidia-utils-580:
+  Installed: (none)
+  Candidate: 580.178.04-1ubuntu1
+  Version table:
+     580.178.04-1ubuntu1 600
+        600 file:/srv/nvidia-repository ./ Packages
+"""
+
+
+def test_an_unknown_makers_package_is_asked_of_apt_where_the_lists_are_compressed(tmp_path: Path):
+    """The lines are those that apt 2.6 prints, from a file: repository and a mirror with a password."""
+    stub = paragraph("libnvidia-compute-580", "580.159.04-1ubuntu1", maintainer="x <x@x.invalid>")
+    release = {"/var/lib/apt/lists/_srv_nvidia-repository_._InRelease": "Origin: NVIDIA\nLabel: NVIDIA CUDA\n"}
+
+    host = look(tmp_path, {"apt_cache": POLICY}, **{STATUS: stub}, **release)
+
+    labels = host.one("package").labels
+    assert (labels["vendor"], labels["origin"], labels["archive"]) == ("other", "file:", "NVIDIA CUDA")
+
+
 def test_a_held_apt_lock_is_told_with_its_holder(tmp_path: Path):
     """A real lock by a real process; /proc/locks is the kernel's own."""
     lock = tmp_path / "var/lib/dpkg/lock-frontend"

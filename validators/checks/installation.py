@@ -14,7 +14,7 @@ from validators.probes.packages import STATUS
 from validators.probes.sysfs import Files
 
 METRICS = (
-    Metric("package", "version", "an installed package that matters here (labels: name, vendor, origin)"),
+    Metric("package", "version", "an installed package that matters here (labels: name, vendor, origin, archive)"),
     Metric("package_held", "text", "a package that apt must not change: its selection is hold (labels: version)"),
     Metric("package_pin", "text", "apt preferences about NVIDIA, CUDA or everything (labels: pin, priority, file)"),
     Metric("package_broken", "text", "a package left half-way (labels: state, version)"),
@@ -25,6 +25,7 @@ METRICS = (
     Metric("unattended_upgrades", "bool", "whether packages are upgraded by themselves at night"),
     Metric("dkms_module", "version", "a module that DKMS manages (labels: module, kernel, state)"),
     Metric("kernel_headers", "bool", "whether headers of the running kernel are there (labels: kernel)"),
+    Metric("kernel_headers_offered", "bool", "whether they are installed, or in apt's lists"),
     Metric("kernel_next", "text", "newest kernel in /boot: what the next boot starts (labels: headers, module)"),
     Metric("reboot_required", "bool", "whether packages ask for a reboot (labels: packages)"),
     Metric("signing_key_enrolled", "bool", "whether the firmware trusts what DKMS signs with (labels: certificate)"),
@@ -76,7 +77,7 @@ def collect(ctx: Context, files: Files, tool: Tool) -> None:
     """Measure the host whose files and tools these are."""
     release = files.text("/proc/sys/kernel/osrelease") or platform.release()
     known = dpkg.everything(files)
-    _packages(ctx, files, known)
+    _packages(ctx, files, known, tool)
     _apt(ctx, files, known)
     _unattended(ctx, files, known)
     _kernels(ctx, files, release)
@@ -88,7 +89,7 @@ def collect(ctx: Context, files: Files, tool: Tool) -> None:
     ctx.measure("cloud_init", cloud_init(files))
 
 
-def _packages(ctx: Context, files: Files, known: Optional[List[dpkg.Package]]) -> None:
+def _packages(ctx: Context, files: Files, known: Optional[List[dpkg.Package]], tool: Tool) -> None:
     if known is None:
         why = f"{files.why(STATUS)}: not a Debian or Ubuntu, or an image without dpkg"
         for metric in ("package", "package_held", "package_broken", "packages_broken", "dpkg_interrupted"):
@@ -96,8 +97,15 @@ def _packages(ctx: Context, files: Files, known: Optional[List[dpkg.Package]]) -
         return
     wanted = [one for one in known if one.is_installed and _OF_INTEREST.fullmatch(one.name)][:_MAX_EACH]
     origins = apt.origins(files, {one.name: one.version for one in wanted if _BY_ORIGIN.fullmatch(one.name)})
+    strange = {
+        one.name: one.version
+        for one in wanted
+        if one.vendor == "other" and one.name not in origins and _BY_ORIGIN.fullmatch(one.name)
+    }
+    origins.update(apt.asked_origins(files, strange, tool))
     for one in wanted:
-        labels = {"name": one.name, "vendor": one.vendor, "origin": origins.get(one.name, "")}
+        origin = origins.get(one.name, apt.Origin("", ""))
+        labels = {"name": one.name, "vendor": one.vendor, "origin": origin.site, "archive": origin.label}
         ctx.measure("package", one.version, labels=labels)
     if not wanted:
         ctx.not_applicable("package", "none of the packages that matter here is installed")
@@ -155,6 +163,11 @@ def _unattended(ctx: Context, files: Files, known: Optional[List[dpkg.Package]])
 def _kernels(ctx: Context, files: Files, release: str) -> None:
     running = kernels.kernel(files, release)
     ctx.measure("kernel_headers", running.headers, labels={"kernel": release})
+    offered = True if running.headers else apt.in_lists(files, f"linux-headers-{release}")
+    if offered is None:
+        ctx.unknown("kernel_headers_offered", "apt's lists are kept compressed, or there are none")
+    else:
+        ctx.measure("kernel_headers_offered", offered, labels={"kernel": release})
     newest = kernels.next_boot(files)
     if newest:
         coming = kernels.kernel(files, newest)

@@ -6,9 +6,10 @@ import mmap
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
+from validators.probes.driver import Tool
 from validators.probes.sysfs import Files
 
 _APT = "/etc/apt"
@@ -18,6 +19,7 @@ _LISTS_BYTES = 96 << 20
 _PUBLIC = ("ppa.launchpadcontent.net", "ppa.launchpad.net", "developer.download.nvidia.com", "nvidia.github.io")
 """Sites whose paths are public names; any other path may hold a token, and stays on the host."""
 _MAX_FILES = 200
+_MAX_ASKED = 40
 
 
 @dataclass(frozen=True)
@@ -132,20 +134,75 @@ def settings(files: Files) -> Mapping[str, str]:
     return found
 
 
-def origins(files: Files, wanted: Mapping[str, str]) -> Dict[str, str]:
-    """Package -> the site (as in the list's file name) whose list has this very version of it; where none has, absent.
+@dataclass(frozen=True)
+class Origin:
+    """Where a package came from: the site, and what that archive calls itself ("NVIDIA CUDA", "Ubuntu", "LP-PPA-x")."""
+
+    site: str
+    label: str
+
+
+def origins(files: Files, wanted: Mapping[str, str]) -> Dict[str, Origin]:
+    """Package -> the archive whose list has this very version of it; where none has, absent.
 
     `wanted`: package -> version. Lists that are kept compressed are passed by, and so is what goes over the bound.
     """
-    found: Dict[str, str] = {}
+    found: Dict[str, Origin] = {}
     left = _LISTS_BYTES
     for size, name in _lists(files):
         if size > left or len(found) == len(wanted):
             break
         left -= size
-        for package, place in _in_list(files, name, {key: one for key, one in wanted.items() if key not in found}):
-            found[package] = place
+        for package in _in_list(files, name, {key: one for key, one in wanted.items() if key not in found}):
+            found[package] = Origin(_place(name), _label(files, name))
     return found
+
+
+def asked_origins(files: Files, wanted: Mapping[str, str], tool: Tool) -> Dict[str, Origin]:
+    """The same by asking apt, which takes it a second: its caches are built in memory, and nothing is written."""
+    names = list(wanted)[:_MAX_ASKED]
+    if not names:
+        return {}
+    nowhere = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
+    return parse_policy(files, tool(("apt-cache", *nowhere, "policy", "--", *names)).stdout)
+
+
+def parse_policy(files: Files, text: str) -> Dict[str, Origin]:
+    """The first archive of the installed version of each package in what `apt-cache policy NAME...` prints."""
+    found: Dict[str, Origin] = {}
+    package, at_installed = "", False
+    for line in text.splitlines():
+        head = re.match(r"(\S+):$", line)
+        if head:
+            package, at_installed = head.group(1), False
+        elif line.startswith(" ***"):
+            at_installed = True
+        elif re.match(r"     \S", line):
+            at_installed = False  # another version
+        archive = (
+            re.match(r"        \s*-?\d+ (\w+:\S+) (\S+) ", line) if at_installed and package not in found else None
+        )
+        if archive:
+            uri, suite = archive.group(1), archive.group(2).partition("/")[0]
+            begin = re.sub(r"^\w+:(//)?", "", uri).rstrip("/").replace("/", "_")
+            inner = f"_dists_{suite}_" if suite != "." else "_"
+            names = [one for one in files.names(_LISTS)[:1000] if one.startswith(begin + inner)]
+            release = next((one for one in names if one.endswith("Release")), "")
+            found[package] = Origin(site(uri), _of_release(files, release) if release else "")
+    return found
+
+
+def in_lists(files: Files, package: str) -> Optional[bool]:
+    """Whether any list has this package; None where that cannot be said: a list is compressed, or there is none."""
+    names = [name for name in files.names(_LISTS)[:1000] if re.search(r"_Packages(\.\w+)?$", name)]
+    left = _LISTS_BYTES
+    for size, name in _lists(files):
+        left -= size
+        if left < 0:
+            return None
+        if any(_in_list(files, name, {package: ""})):
+            return True
+    return False if names and all(name.endswith("_Packages") for name in names) else None
 
 
 def _lists(files: Files) -> List[Tuple[int, str]]:
@@ -162,8 +219,8 @@ def _lists(files: Files) -> List[Tuple[int, str]]:
     return sorted(found)
 
 
-def _in_list(files: Files, name: str, wanted: Mapping[str, str]) -> Iterator[Tuple[str, str]]:
-    place = _place(name)
+def _in_list(files: Files, name: str, wanted: Mapping[str, str]) -> Iterator[str]:
+    """The packages that the list has in these versions; an empty version stands for any."""
     try:
         with (
             Path(files.root + f"{_LISTS}/{name}").open("rb") as file,
@@ -171,9 +228,26 @@ def _in_list(files: Files, name: str, wanted: Mapping[str, str]) -> Iterator[Tup
         ):
             for package, version in wanted.items():
                 if _has(text, package, version):
-                    yield package, place
+                    yield package
     except (OSError, ValueError):
         return
+
+
+def _label(files: Files, name: str) -> str:
+    """What the archive of a list calls itself, by the Release file that came with it."""
+    begin = re.match(r".*_dists_[^_]+_", name)
+    start = begin.group() if begin else name[: -len("Packages")]
+    for ending in ("InRelease", "Release"):
+        if files.exists(f"{_LISTS}/{start}{ending}"):
+            return _of_release(files, f"{start}{ending}")
+    return ""
+
+
+def _of_release(files: Files, name: str) -> str:
+    text = files.text(f"{_LISTS}/{name}", 4096) or ""
+    told: Dict[str, str] = {key: value.strip()[:100] for key, value in re.findall(r"(?m)^(Origin|Label):(.*)$", text)}
+    personal = told.get("Origin", "").startswith("LP-PPA")  # a PPA's label is free text
+    return told.get("Origin", "") if personal else told.get("Label", "") or told.get("Origin", "")
 
 
 def _place(name: str) -> str:
@@ -192,7 +266,7 @@ def _has(text: mmap.mmap, package: str, version: str) -> bool:
         if at == 0 or text[at - 1 : at] == b"\n":
             end = text.find(b"\n\n", at)
             paragraph = text[at : end if end >= 0 else len(text)][:65536]
-            if f"\nVersion: {version}\n".encode() in paragraph + b"\n":
+            if not version or f"\nVersion: {version}\n".encode() in paragraph + b"\n":
                 return True
         at = text.find(sign, at + 1)
     return False
