@@ -44,7 +44,7 @@ class Actions:
             "before": lambda: self._before(names),
             "snapshot": lambda: self._snapshot(names, name, done),
             "drain": lambda: self._drain(names, name),
-            "install": lambda: self._install(names, name, done),
+            "install": lambda: self._install(states, name, done),
             "reboot": lambda: self._reboot(names, name),
             "validate": lambda: self._validate("after", names),
             "hold": lambda: self._play(names, name, ("hold",), 300, done),
@@ -98,7 +98,9 @@ class Actions:
         found = {name: Result(True) for name in names}
         return found | run_hooks({name: one for name, one in commands.items() if one[1]}, self.options.drain_timeout_s)
 
-    def _install(self, names: Sequence[str], name: str, done: Done) -> dict[str, Result]:
+    def _install(self, states: Mapping[str, HostState], name: str, done: Done) -> dict[str, Result]:
+        names = list(states)
+        again = any(step.phase == "install" for state in states.values() for step in state.steps[:-1])
         return self._play(
             names,
             name,
@@ -107,6 +109,7 @@ class Actions:
             done,
             bringup_plan={host: dict(self.variables.get(host, {})) for host in names},
             bringup_upgrade_id=self.snapshot,
+            bringup_upgrade_again=again,
             bringup_install_timeout_s=self.options.install_timeout_s,
             bringup_upgrade_roles=list(self.roles),
         )

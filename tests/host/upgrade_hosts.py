@@ -5,17 +5,27 @@ library's come from what the stub's packages have installed and "loaded" (/run/s
 with NVML's own errors where they disagree. The PCI bus, the kernel's log and
 /proc/driver/nvidia/version are doubles as well. So the
 path from NVML's answers to a verdict is real, and the GPU is not. Files on a host plant faults of the card:
-/etc/stub-nvidia/lost-with and slow-with name the driver version under which it is lost or its PCIe link is narrow.
+/etc/stub-nvidia/lost-with and hot-with name the driver version under which it is lost or too hot.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 from provision.bundle import Bundle, build_bundle
+from provision.compat.model import Machine
+from provision.host_plan.make import plan_of_machine
+from provision.upgrade.planner import profile_for
+from provision.upgrade.plays import Plays
 from tests.doubles import overlay
+from tests.hosts import containers
 from tests.hosts.containers import ContainerHost
+from tests.hosts.containers import container_hosts as start
 from tests.hosts.nvidia_repository import Repository
 
 OLD, NEW, NEWEST = "580.159.04", "580.178.04", "595.91.07"
@@ -89,24 +99,83 @@ def bundle_with_double() -> Bundle:
     return build_bundle(files)
 
 
-def install_old(host: ContainerHost, repository: Repository, url: str, *, version: str = OLD) -> None:
-    """Put a driver on a host by hand, held, and "load" it."""
-    host.sh("mkdir -p /etc/apt/keyrings && cat >/etc/apt/keyrings/nvidia.asc", stdin=repository.key.encode())
+PLAIN = str(Path(__file__).parent / "roles" / "plain_driver")
+"""A double of the driver's roles; it says what for."""
+
+
+def plain_variables(version: str, repository: Repository, url: str) -> dict[str, object]:
+    """What that double is given."""
+    same = ("libcuda1", "libnvidia-ml1", "nvidia-kernel-support", "nvidia-persistenced", "nvidia-modprobe")
+    names = [*PACKAGES, *same]
+    return {
+        **repository.variables(url),
+        "nvidia_driver_version": version,
+        "nvidia_driver_packages": list(PACKAGES),
+        "plain_packages": " ".join(f"{name}={version}-1" for name in names),
+        "plain_key": f"/etc/apt/keyrings/nvidia-{version}.asc",
+    }
+
+
+def plain_install(host: ContainerHost, repository: Repository, url: str) -> None:
+    """Put the OLD driver on a host by hand, held, and "load" it."""
+    variables = plain_variables(OLD, repository, url)
+    host.sh(f"cat >{variables['plain_key']}", stdin=repository.key.encode())
     host.sh(
-        f"echo 'deb [signed-by=/etc/apt/keyrings/nvidia.asc] {url} ./' >/etc/apt/sources.list.d/nvidia.list\n"
+        f"echo 'deb [signed-by={variables['plain_key']}] {url} ./' >/etc/apt/sources.list.d/nvidia.list\n"
         "apt-get -q update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/nvidia.list -o Dir::Etc::sourceparts=-\n"
-        f"{_install(version)}\n"
-        f"apt-mark hold {' '.join(packages_of(version))}\n"
-        "systemctl daemon-reload; modprobe nvidia"
+        f"apt-get -q -y install linux-headers-$(uname -r) {variables['plain_packages']}\n"
+        f"apt-mark hold {' '.join(PACKAGES)}; systemctl daemon-reload; modprobe nvidia; nvidia-smi -L"
     )
 
 
-def packages_of(version: str) -> tuple[str, ...]:
-    """What is installed and held for a version."""
-    return "nvidia-open", "nvidia-kernel-open-dkms", "nvidia-driver-cuda", "nvidia-driver", "libcuda1", "libnvidia-ml1"
+PACKAGES = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms")
+"""What the resolver names for Debian 12, and what is held."""
 
 
-def _install(version: str) -> str:
-    names = [*packages_of(version), "libnvidia-gl", "nvidia-kernel-support", "nvidia-persistenced", "nvidia-modprobe"]
-    wanted = " ".join(f"{name}={version}-1" for name in names)
-    return f"DEBIAN_FRONTEND=noninteractive apt-get -q -y install linux-headers-$(uname -r) {wanted}"
+def variables_for(to: str, repository: Repository, url: str) -> dict[str, object]:
+    """What the resolver says for an H200 on Debian 12, led to the stub repository."""
+    machine = Machine(gpus=("10de:2335",), os="debian-12", kernel=os.uname().release)
+    plan = plan_of_machine("any", machine, profile_for(to), today="2026-11-21")
+    assert not plan.blockers, plan.blockers
+    return {**plan.variables, **repository.variables(url)}
+
+
+def install(hosts: Sequence[ContainerHost], version: str, repository: Repository, url: str, folder: Path) -> None:
+    """Put a driver on hosts by the roles, as `bringup provision` does, and "load" it."""
+    variables = variables_for(version, repository, url)
+    plays = Plays(folder, [host.host(variables=VARIABLES) for host in hosts])
+    names = [host.name for host in hosts]
+    plan = dict.fromkeys(names, variables)
+    results = plays.run("upgrade.yml", "old", names, tags=("install",), deadline_s=280, bringup_plan=plan)
+    assert all(result.ok for result in results.values()), results
+    for host in hosts:
+        host.sh("modprobe nvidia; nvidia-smi -L")
+
+
+@contextlib.contextmanager
+def hosts_with_driver(count: int, repository: Repository, folder: Path) -> Iterator[tuple[ContainerHost, ...]]:
+    """Hosts that are provisioned with the OLD driver. It is installed on one, whose file system the others begin with.
+
+    `repository` is at URL on each of them.
+    """
+    with start(1) as (first,):
+        url = repository.copy_to(first, DIRECTORY)
+        install([first], OLD, repository, url, folder)
+        first.sh("apt-get clean; rm -f /etc/ssh/ssh_host_*; ssh-keygen -A; echo uninitialized >/etc/machine-id; sync")
+        image = f"gpu-bringup-test-upgrade:{os.getpid()}"
+        first.docker("commit", first.name, image)
+        docker = first.docker
+    try:
+        with mock.patch.object(containers, "build", lambda *_args, **_more: image), start(count) as hosts:
+            for host in hosts:
+                host.sh("for i in $(seq 50); do [ -s /run/stub-nvidia/loaded ] && exit 0; sleep 0.2; done; exit 1")
+            yield hosts
+    finally:
+        docker("image", "rm", "-f", image)
+
+
+DIRECTORY = "/srv/nvidia-repository"
+NEW_DIRECTORY = "/srv/nvidia-repository-new"
+URL, NEW_URL = f"file:{DIRECTORY}/", f"file:{NEW_DIRECTORY}/"
+VARIABLES = {"nvidia_driver_in_container": True}
+"""Inventory variables of these hosts."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import host
+import lock
 import restore
 import take
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str]) -> int:
     restoring.add_argument("--patience", type=float, default=600.0)
     looking = commands.add_parser("look")
     looking.add_argument("--ignore", default="")
+    settling = commands.add_parser("settle")
+    settling.add_argument("--patience", type=float, default=600.0)
     given = parser.parse_args(argv)
     if os.geteuid() != 0:
         sys.stdout.write(json.dumps({"failure": "this must run as root: sudo python3 ..."}) + "\n")
@@ -43,6 +46,11 @@ def main(argv: Sequence[str]) -> int:
 def _do(given: argparse.Namespace) -> dict[str, Any]:
     if given.command == "take":
         return take.take(given.name, keep=given.keep, without_way_back=given.without_way_back, check=given.check)
+    if given.command == "settle":
+        left = lock.settle(given.patience)
+        if left:
+            raise take.Refused(f"what an earlier attempt began still runs: {left}")
+        return {"changed": False}
     if given.command == "look":
         return look(given.ignore.split(","))
     name = given.name or take.newest()

@@ -35,7 +35,7 @@ _FOLDERS = (
     "/etc/modules-load.d",
     "/etc/cdi",
 )
-_FILES = ("/etc/apt/sources.list", "/etc/apt/preferences")
+_FILES = ("/etc/apt/sources.list", "/etc/apt/preferences", "/var/lib/gpu-bringup/nvidia_driver_holds")
 _OURS = re.compile(rb"nvidia|cuda|nouveau|bringup", re.IGNORECASE)
 _FILE_LIMIT = 1 << 20
 

@@ -32,6 +32,18 @@ def free(patience_s: float) -> tuple[list[str], str]:
         time.sleep(0.5)
 
 
+def settle(patience_s: float) -> str:
+    """Wait for what an install phase still runs, since its operator is gone; who is left after that (empty: nobody)."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        left = [f"{name} ({pid})" for pid, name in _left_behind().items()]
+        if not left and not locked():
+            return ""
+        if time.monotonic() > deadline:
+            return ", ".join(left or _holders()) or "a program that /proc does not show"
+        time.sleep(0.5)
+
+
 def locked() -> bool:
     """Whether somebody has one of the package manager's locks."""
     for name in _LOCKS:
@@ -53,7 +65,8 @@ def _left_behind() -> dict[int, str]:
         if pid == os.getpid():
             continue
         try:
-            marked = any(entry.startswith(host.MARK) for entry in (folder / "environ").read_bytes().split(b"\0"))
+            entries = (folder / "environ").read_bytes().split(b"\0")
+            marked = any(entry.startswith(host.MARK) and entry != host.MARK for entry in entries)
             if marked and (folder / "stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z":
                 found[pid] = _name(folder)
         except OSError:

@@ -44,9 +44,9 @@ def restore(name: str, *, patience_s: float, check: bool) -> dict[str, Any]:
     before = (host.ours(host.packages()), _file_state())
     _put_files_back(folder, body)
     _packages_back(body, debs, notes)
+    _dkms_back(body, debs, notes)
     _settings_back(body)
     _put_files_back(folder, body)
-    _dkms_back(body, notes)
     problems = _differences(body)
     changed = before != (host.ours(host.packages()), _file_state()) or bool(ended)
     result: dict[str, Any] = {
@@ -178,15 +178,31 @@ def _file_state() -> dict[str, bytes]:
     return {str(path): b"" if path.is_symlink() else path.read_bytes() for path in host.files()}
 
 
-def _dkms_back(body: dict[str, Any], notes: list[str]) -> None:
-    """Modules that were not there leave DKMS; those that were are built again by their package or here."""
+def _dkms_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]) -> None:
+    """Modules that were not there leave DKMS; those that were are built again, by their package's own script.
+
+    A package that is as it was can still have lost its module: its removal script runs before the new one's fails.
+    """
     known = {_module(line) for line in body["dkms"]}
     for line in host.dkms():
         if _module(line) not in known:
             host.run(["dkms", "remove", _module(line), "--all"], 300)
             notes.append(f"removed from DKMS: {_module(line)}")
-    if sorted(body["dkms"]) != host.dkms() and known:
-        host.run(["dkms", "autoinstall"], 1800)
+    there = host.dkms()
+    lost = {_module(line) for line in body["dkms"] if line not in there}
+    owners = {_owner(module) for module in lost} & set(debs)
+    if owners:
+        host.run([*_LOCAL, "install", *(str(debs[name]) for name in sorted(owners))], 3600)
+        notes.append(f"built again by {', '.join(sorted(owners))}: {', '.join(sorted(lost))}")
+    elif lost:
+        host.run(["dkms", "autoinstall"], 3600)
+
+
+def _owner(module: str) -> str:
+    """The package that brings a module's source."""
+    name, _, version = module.partition("/")
+    said = host.run(["dpkg-query", "-S", f"/usr/src/{name}-{version}/dkms.conf"], 60).out
+    return said.rpartition(": ")[0].partition(",")[0].strip()
 
 
 def _module(line: str) -> str:
