@@ -213,14 +213,17 @@ def _kernel_module(case: Case, offer: Offer, flavour: Flavour, packages: list[st
 
 
 def _kernel_flavour(case: Case) -> str:
-    """ "6.8.0-45-generic" -> generic; of another series than the release's own -> generic-hwe-24.04."""
+    """ "6.8.0-45-generic" -> generic; of another series than the release's own -> generic-hwe-24.04.
+
+    A cloud's flavour moves on to newer series under one name; these three keep theirs.
+    """
     match = re.fullmatch(r"(\d+\.\d+)\.\d+-\d+-([a-z][a-z-]*)", case.machine.kernel, re.ASCII)
     if not case.machine.kernel:
         return "generic"
     if match is None:
         return ""
-    if match[2] == "generic" and match[1] != case.system.kernel:
-        return f"generic-hwe-{case.system.id.partition('-')[2]}"
+    if match[2] in ("generic", "lowlatency", "nvidia") and match[1] != case.system.kernel:
+        return f"{match[2]}-hwe-{case.system.id.partition('-')[2]}"
     return match[2]
 
 
