@@ -46,14 +46,18 @@ class Site:
     artifacts: Path
 
     def play(self, *tags: str, check: bool = False, **variables: Any) -> PlayResult:
-        given: dict[str, object] = {
+        plan = {
             "docker_source": "distro",
+            "nvidia_repository_wanted": True,
+            "cuda_toolkit_versions": ["13.0", "12.9"],
+            "cuda_toolkit_packages": ["cuda-toolkit-13-0", "cuda-toolkit-12-9"],
+            "container_toolkit_wanted": True,
+        }
+        given: dict[str, object] = {
+            "bringup_plan": {self.host.name: plan},
             **self.repository.variables(self.url),
             # By http, as a site's mirror would have it; the armoured text is what the other tests use.
             "nvidia_repository_key": f"{self.url}key.asc",
-            "cuda_toolkit_versions": ["13.0", "12.9"],
-            "container_toolkit_wanted": True,
-            "container_toolkit_repository_url": "",
             "ngc_registry": self.registry.address,
         }
         return run_play(
@@ -216,8 +220,8 @@ def test_the_toolkit_s_packages_are_all_of_one_version(story: Story, site: Site)
 def test_the_cdi_specification_follows_the_driver(story: Story, site: Site) -> None:
     assert "No such file" in site.host.sh("cat /etc/cdi/nvidia.yaml", check=False)
     load_driver(site, "580.159.04")
-    assert site.done("container_toolkit", check=True).changed == 1
-    assert site.done("container_toolkit").changed == 1
+    assert site.done("container_toolkit", check=True).changed == 2  # the folder and the file
+    assert site.done("container_toolkit").changed == 2
     assert "libcuda.so.580.159.04" in site.host.sh("cat /etc/cdi/nvidia.yaml")
     assert site.done("container_toolkit").changed == 0
     load_driver(site, "580.178.04")

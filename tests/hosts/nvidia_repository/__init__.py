@@ -66,12 +66,13 @@ class Repository:
         return f"file:{self.path}/"
 
     def variables(self, url: str) -> dict[str, object]:
-        """Return the role nvidia_repository's variables that lead a host to it."""
+        """Return the variables that lead a host to it for everything of NVIDIA's, the container toolkit too."""
         return {
             "nvidia_repository_wanted": True,
             "nvidia_repository_url": url,
             "nvidia_repository_key": self.key,
             "nvidia_repository_fingerprint": self.fingerprint,
+            "container_toolkit_repository_url": "",
         }
 
     def copy_to(self, host: ContainerHost, directory: str = "/srv/nvidia-repository") -> str:
