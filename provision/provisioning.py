@@ -6,25 +6,30 @@ import getpass
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, cast
 
 from provision import __version__
+from provision.bundle import Bundle
 from provision.commands import Selection, end_now, select_hosts
 from provision.console import out, say
-from provision.criteria.suggest import did_you_mean
-from provision.errors import RunDirectoryError, UsageError
+from provision.errors import RunDirectoryError
 from provision.host_plan import as_json as plan_json
 from provision.host_plan.model import HostPlan
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host, without_secrets
-from provision.planning import plan_hosts
-from provision.plays import PlayResult, playbook_path, run_play
-from provision.plays.view import as_data, show_result, watching
+from provision.planning import plan_of_run, prepare, survey
+from provision.plays import Late, PlayEvent, PlayResult, run_play
+from provision.plays.view import Watcher, as_data, show_result, watching
+from provision.plays.words import check_tags, parse_extra_vars
 from provision.profile import Profile, load_profile
 from provision.store import RunDirectory, now
+from validators.schema import CheckInfo
 
 BOOTSTRAP = ("preflight", "host_python")
 """What a host without Python gets before it can be surveyed."""
@@ -44,41 +49,61 @@ class PlayOptions:
     reboot: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Work:
-    """What every play of one command has in common."""
+    """One command: what all its plays have in common, and the plans once they are made."""
 
     selection: Selection
     options: PlayOptions
+    wanted: Profile
     hosts: tuple[Host, ...]
     variables: Mapping[str, object]
     password: str | None
     run: RunDirectory
+    plans: tuple[HostPlan, ...] = ()
 
-    def play(self, names: Sequence[str], variables: Mapping[str, object], tags: Sequence[str]) -> PlayResult:
-        """site.yml on these hosts. Where inventories are given, Ansible reads them itself, vaults and all."""
-        chosen = [host for host in self.hosts if host.name in set(names)]
-        inventory: Sequence[Host] | Sequence[Path] = [Path(one) for one in self.selection.inventories] or chosen
-        with watching(len(chosen), show_diff=self.options.diff) as seen:
+    def play(self, decide: Callable[[], Late | None], tags: Sequence[str]) -> PlayResult:
+        """site.yml on the hosts that `decide` says while Ansible starts. Ansible reads inventories itself."""
+        inventory: Sequence[Host] | Sequence[Path] = [Path(one) for one in self.selection.inventories] or self.hosts
+        with ExitStack() as stack:
+            seen: list[Watcher] = []
+
+            def late() -> Late | None:
+                found = decide()
+                shown = len(found.hosts) if found else 0
+                seen.append(stack.enter_context(watching(shown, show_diff=self.options.diff)))
+                return found
+
+            def event(one: PlayEvent) -> None:
+                seen[0].event(one)
+
+            def tick() -> None:
+                seen[0].tick()
+
             return run_play(
                 "site.yml",
                 inventory,
                 artifact_dir=self.run.path / "plays",
-                limit=",".join(host.name for host in chosen) if self.selection.inventories else "",
-                extra_vars={**self.variables, **variables},
+                extra_vars=self.variables,
                 tags=tags,
                 check=self.options.check,
                 diff=self.options.diff,
                 forks=self.options.forks,
                 host_keys=self.host_keys,
                 become_password=self.password,
-                on_event=seen.event,
-                on_tick=seen.tick,
+                on_event=event,
+                on_tick=tick,
+                late=late,
             )
 
     @property
     def host_keys(self) -> Literal["strict", "accept-new"]:
+        """Whether unknown host keys are taken."""
         return cast(Literal["strict", "accept-new"], self.options.host_keys)
+
+    def ready(self) -> list[HostPlan]:
+        """The plans that nothing is in the way of."""
+        return [plan for plan in self.plans if not plan.failure and not plan.blockers]
 
 
 def provision(
@@ -96,50 +121,66 @@ def provision(
     check_tags(options.tags)
     wanted = load_profile(profile)
     variables = parse_extra_vars(options.extra_vars)
-    hosts = select_hosts(selection)
+    with ThreadPoolExecutor(1) as helper:  # Ansible reads inventories in a child: time to use meanwhile
+        preparing = helper.submit(_prepare)
+        hosts = select_hosts(selection)
+        prepared = preparing.result()
     password = getpass.getpass("sudo password: ") if options.ask_become_pass else None
     run = RunDirectory.create(runs, _manifest(selection, options, hosts, wanted))
-    work = _Work(selection, options, hosts, variables, password, run)
-    plans = _plans(work, wanted)
-    _keep(run, plan_json.render(plans, wanted))
-    if not as_json:
-        _tell(plans, wanted, check=options.check)
-    ready = [plan for plan in plans if not plan.failure and not plan.blockers]
-    result = None
-    if ready:
-        given: dict[str, object] = {"bringup_plan": {plan.host: dict(plan.variables) for plan in ready}}
+    work = _Work(selection, options, wanted, hosts, variables, password, run)
+
+    def decide() -> Late | None:
+        work.plans = _plans(work, prepared)
+        _keep(run, plan_json.render(work.plans, wanted))
+        if not as_json:
+            _tell(work.plans, wanted, check=options.check)
+        given: dict[str, object] = {"bringup_plan": {plan.host: dict(plan.variables) for plan in work.ready()}}
         if options.reboot:
             given["bringup_reboot"] = True
-        result = work.play([plan.host for plan in ready], given, options.tags)
+        return Late([plan.host for plan in work.ready()], given) if work.ready() else None
+
+    try:
+        result = work.play(decide, options.tags)
+    except KeyboardInterrupt:
+        if work.plans:
+            raise
+        say("interrupted before the first host was provisioned")
+        end_now()
     if as_json:
-        body = {**(as_data(result) if result else {}), "plans": [plan_json.as_data(plan) for plan in plans]}
+        body = {**(as_data(result) if work.ready() else {}), "plans": [plan_json.as_data(plan) for plan in work.plans]}
         sys.stdout.write(json.dumps(body, indent=1) + "\n")
-    elif result is not None:
+    elif work.ready():
         show_result(result)
-        for text in left_out(plans):  # again: what was said before the play is far above by now
+        for text in left_out(work.plans):  # again: what was said before the play is far above by now
             say(text)
     say(f"plan and events: {run.path}")
-    return exit_code(plans, result)
+    return exit_code(work.plans, result if work.ready() else None)
 
 
-def _plans(work: _Work, wanted: Profile) -> tuple[HostPlan, ...]:
+def _prepare() -> tuple[Bundle, tuple[CheckInfo, ...]]:
+    import_module("ansible_runner.config.runner")
+    return prepare()
+
+
+def _plans(work: _Work, prepared: tuple[Bundle, tuple[CheckInfo, ...]]) -> tuple[HostPlan, ...]:
     """Plan every host; one that has no Python gets it first, since nothing can look at it without."""
-    try:
-        plans = plan_hosts(work.hosts, wanted, host_keys=work.host_keys)
-    except KeyboardInterrupt:
-        say("interrupted: nothing was changed on any host")
-        end_now()
+
+    def look(hosts: Sequence[Host]) -> tuple[HostPlan, ...]:
+        runs = survey(hosts, host_keys=work.host_keys, prepared=prepared)
+        return tuple(plan_of_run(one, work.wanted, today=now()[:10]) for one in runs)
+
+    plans = look(work.hosts)
     bare = [plan.host for plan in plans if without_python(plan)]
     if not bare:
         return plans
     say(f"{', '.join(bare)}: no python3 there; it is installed before the survey")
-    result = work.play(bare, {}, BOOTSTRAP)
+    result = work.play(lambda: Late(bare), BOOTSTRAP)
     good = {name for name, host in result.hosts.items() if host.good}
     again = [host for host in work.hosts if host.name in good and host.name in bare]
     if work.options.check or not again:
         show_result(result)
-        return tuple(plans)
-    later = {plan.host: plan for plan in plan_hosts(again, wanted, host_keys=work.host_keys)}
+        return plans
+    later = {plan.host: plan for plan in look(again)}
     return tuple(later.get(plan.host, plan) for plan in plans)
 
 
@@ -189,52 +230,6 @@ def _keep(run: RunDirectory, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as problem:
         raise RunDirectoryError(f"{path} cannot be written: {problem.strerror}", "is the disk full?") from None
-
-
-def check_tags(tags: Sequence[str]) -> None:
-    """Refuse a tag that no role has: Ansible would run preflight alone and call it a success. Raises UsageError."""
-    known = _tags() if tags else set()
-    for tag in (one for text in tags for one in text.split(",")):
-        if tag not in known:
-            raise UsageError(
-                f'no role has the tag "{tag:.80}"{did_you_mean(tag, known)}', f"tags: {', '.join(sorted(known))}"
-            )
-
-
-def _tags() -> set[str]:
-    """The tags that site.yml has, of roles and tasks."""
-    import yaml  # noqa: PLC0415 - comes with ansible-core; only some options need it
-
-    found = {"all"}
-    for play in yaml.safe_load(playbook_path("site.yml").read_text(encoding="utf-8")):
-        for entry in (*play.get("roles", ()), *play.get("tasks", ())):
-            tags = entry.get("tags", ())
-            found |= {tags} if isinstance(tags, str) else set(tags)
-    return found - {"always", "never"}
-
-
-def parse_extra_vars(texts: Sequence[str]) -> dict[str, object]:
-    """KEY=VALUE (the value as YAML reads it), or @file.yml. Raises UsageError."""
-    import yaml  # noqa: PLC0415 - comes with ansible-core; only some options need it
-
-    found: dict[str, object] = {}
-    for text in texts:
-        try:
-            if text.startswith("@"):
-                body = yaml.safe_load(Path(text[1:]).read_text(encoding="utf-8")) or {}
-                if not isinstance(body, dict):
-                    raise UsageError(f"{text[1:]} does not hold variables", "a YAML mapping: name: value")
-                found.update({str(name): value for name, value in body.items()})
-                continue
-            name, equals, value = text.partition("=")
-            if not equals or not name.isidentifier():
-                raise UsageError(f'"{text}" is not KEY=VALUE', "-e docker_source=distro, or -e @vars.yml")
-            found[name] = yaml.safe_load(value)
-        except (OSError, UnicodeDecodeError) as problem:
-            raise UsageError(f"{text[1:]} cannot be read: {problem}", "name a YAML file: -e @vars.yml") from None
-        except yaml.YAMLError as problem:
-            raise UsageError(f"{text[:60]} is not YAML: {str(problem)[:300]}") from None
-    return found
 
 
 def _manifest(selection: Selection, options: PlayOptions, hosts: Sequence[Host], wanted: Profile) -> Manifest:

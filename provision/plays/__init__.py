@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 from provision.errors import InventoryError, PlayError, UsageError
 from provision.hosts import Host
+from provision.plays.late import Door, Late
 from provision.plays.process import end_process_tree, end_ssh_masters
 from provision.plays.progress import HostResult, PlayEvent, Status, TaskFailure, clean, secrets_in
 from provision.plays.record import PlayRecord, PlayResult
 from provision.plays.settings import arguments, environment
 
-__all__ = ["PLAYBOOKS", "HostResult", "PlayEvent", "PlayResult", "TaskFailure", "playbook_path", "run_play"]
+__all__ = ["PLAYBOOKS", "HostResult", "Late", "PlayEvent", "PlayResult", "TaskFailure", "playbook_path", "run_play"]
 
 PLAYBOOKS = Path(__file__).resolve().parent.parent.parent / "playbooks"
 """Beside this package in a checkout and in site-packages alike."""
@@ -65,12 +66,15 @@ def run_play(
     deadline_s: float = 2 * 3600.0,
     on_event: Callable[[PlayEvent], None] | None = None,
     on_tick: Callable[[], None] | None = None,
+    late: Callable[[], Late | None] | None = None,
 ) -> PlayResult:
     """Run a playbook and return how it went on each host; a failed host is a result, not an exception.
 
     `inventory` is either paths that Ansible reads itself (group_vars, vaults and all) or hosts. `become_password`
     None means the environment's BRINGUP_BECOME_PASSWORD. `on_event` is called in the caller's thread, and `on_tick`
     there as well, twice a second while nothing happens.
+    `late` is called while Ansible starts, in this thread, and says in the place of `limit` which hosts it is for, and
+    more variables; None: for none, and the result is "cancelled", without hosts. What it raises ends the play.
     Raises PlayError where Ansible could not start, InventoryError where it found no host. Ctrl-C ends every process
     of the play, keeps the events so far with the status "cancelled", and goes on as KeyboardInterrupt.
     """
@@ -94,11 +98,20 @@ def run_play(
             forks=forks,
             ask_become=bool(password),
         )
+        door = Door(private) if late is not None else None
+        words += door.words if door is not None else []
         runner = _runner(private, book, words, environment(private, host_keys, known_hosts), password)
         with PlayRecord(artifact_dir, book.stem, secrets) as record:
             status: Status = "cancelled"
             try:
-                status = _watch(runner, record, on_event, on_tick, started + deadline_s)
+                status = _watch(
+                    runner,
+                    record,
+                    on_event=on_event,
+                    on_tick=on_tick,
+                    deadline=started + deadline_s,
+                    opening=_opening(door, late),
+                )
             finally:
                 hosts = record.tally.hosts
                 unsaid = status == "failed" and all(host.failure is None for host in hosts.values())
@@ -112,12 +125,26 @@ def run_play(
                     _error(_said(private, secrets)) if unsaid else "",
                 )
                 record.finish(result)
-        if not result.hosts:
+        if not result.hosts and status != "cancelled":
             raise _not_started(private, book.name, secrets)
         return result
     finally:
         end_ssh_masters(private / "cp")
         shutil.rmtree(private, ignore_errors=True)
+
+
+def _opening(door: Door | None, late: Callable[[], Late | None] | None) -> Callable[[Callable[[], bool]], bool]:
+    """What lets a started Ansible go on; False: it shall not."""
+
+    def go_on(alive: Callable[[], bool]) -> bool:
+        if door is None or late is None:
+            return True
+        found = late()
+        if found is not None:
+            door.hand_over(found, alive)
+        return found is not None
+
+    return go_on
 
 
 def _short_temporary() -> str | None:
@@ -153,9 +180,11 @@ def _runner(private: Path, book: Path, words: Sequence[str], settings: dict[str,
 def _watch(
     runner: Any,
     record: PlayRecord,
+    *,
     on_event: Callable[[PlayEvent], None] | None,
     on_tick: Callable[[], None] | None,
     deadline: float,
+    opening: Callable[[Callable[[], bool]], bool],
 ) -> Status:
     """Run it in a thread and hand on its events in this one, so that Ctrl-C arrives between two of them."""
     events: queue.SimpleQueue[Mapping[str, object] | None] = queue.SimpleQueue()
@@ -182,6 +211,8 @@ def _watch(
     status: Status | None = None
     done = False
     try:
+        if not opening(thread.is_alive):
+            return "cancelled"
         while not done:
             if time.monotonic() > deadline:
                 status = "timeout"

@@ -84,7 +84,8 @@ def environment(private: Path, host_keys: str, known_hosts: Path | None) -> dict
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(private / "cp"),
         "ANSIBLE_HOST_KEY_CHECKING": "True",
         "ANSIBLE_PIPELINING": "True",
-        "ANSIBLE_PYTHON_INTERPRETER": "auto_silent",
+        # The distribution's own: it has the bindings of apt. Looking for it takes half a second a host.
+        "ANSIBLE_PYTHON_INTERPRETER": "/usr/bin/python3",
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
         "ANSIBLE_LOCAL_TEMP": str(private / "tmp"),
         "ANSIBLE_NOCOLOR": "1",
