@@ -82,7 +82,7 @@ def virtual_machine(disk: Disk | None = None, *, kernel: str = "") -> Iterator[V
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(disk.image), str(overlay)], check=True
         )
-        for accelerator, seconds in (("kvm", 40.0), ("tcg,thread=multi,tb-size=512", 300.0)):
+        for accelerator, seconds in (("kvm", 40.0), ("tcg,thread=multi,tb-size=512", 600.0)):
             if accelerator == "kvm" and not os.access("/dev/kvm", os.W_OK):
                 continue
             vm = VirtualMachine(_free_port(), disk.key, directory / "known_hosts")

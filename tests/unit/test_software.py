@@ -174,6 +174,7 @@ ATTEMPT = "nvidia-nvlink: Nvlink Core is being initialized, major device number 
     [
         (SAID, "NVRM: No NVIDIA GPU found."),
         ([], ""),
+        ([*SAID, ATTEMPT], "NVRM: No NVIDIA GPU found."),
         (["NVRM: API mismatch", ATTEMPT, "NVRM: No NVIDIA GPU found."], "NVRM: No NVIDIA GPU found."),
         (["NVRM: The NVIDIA GPU 0000:01:00.0", "usb 1-1: x", "NVRM: installed in this system is not supported"],
          "NVRM: The NVIDIA GPU 0000:01:00.0 NVRM: installed in this system is not supported"),
@@ -182,7 +183,7 @@ ATTEMPT = "nvidia-nvlink: Nvlink Core is being initialized, major device number 
         (["NVRM: " + "x" * 999], "NVRM: " + "x" * 294),
         (["mce: NVRM: not the driver's"], ""),
     ],
-    ids=["recorded", "nothing", "the last attempt alone", "two lines", "another kernel's", "unsigned", "long", "other"],
+    ids=["recorded", "nothing", "one under way", "the last attempt alone", "two lines", "another kernel's", "unsigned", "long", "other"],
 )  # fmt: skip
 def test_what_the_kernel_said_of_the_last_attempt(said: Sequence[str], reason: str):
     assert driver.last_attempt(said) == reason

@@ -117,9 +117,15 @@ def last_attempt(messages: Sequence[str]) -> str:
 
     At most 300 characters; "NVRM: No NVIDIA GPU found." on a host without one.
     """
-    start = max((number for number, one in enumerate(messages) if _ATTEMPT in one), default=0)
-    said = [one.strip() for one in messages[start:] if _SAID.match(one)]
-    return " ".join(dict.fromkeys(said))[:300]
+    said: List[str] = []
+    before: List[str] = []
+    for one in messages:
+        if _ATTEMPT in one and said:
+            said, before = [], said
+        elif _SAID.match(one):
+            said.append(one.strip())
+    # An attempt may be on its way right now: NVML has the module loaded when it starts.
+    return " ".join(dict.fromkeys(said or before))[:300]
 
 
 def libraries(files: Files, ldconfig: str) -> Mapping[str, Tuple[str, str]]:
