@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from provision.errors import BringupError
@@ -13,9 +14,10 @@ from provision.report.text import plain
 from provision.transport import connect
 from provision.upgrade.compare import RATES, compare, driver_of, is_version, not_fit
 from provision.upgrade.drain import command_of, run_hooks
-from provision.upgrade.journal import HostState
+from provision.upgrade.journal import HostState, was_cut_off
 from provision.upgrade.measure import Measuring, When
 from provision.upgrade.model import CONSOLE_VARIABLE, DRAIN_VARIABLE, UNDRAIN_VARIABLE, Options, Result
+from provision.upgrade.notes import Notes
 from provision.upgrade.phases import ALREADY, UNREACHABLE, Phase
 from provision.upgrade.plays import Plays
 
@@ -35,6 +37,7 @@ class Actions:
     variables: Mapping[str, Mapping[str, object]]
     roles: Sequence[str]
     snapshot: str
+    notes: Notes
     settle_s: float = 30.0
 
     def run(self, phase: Phase, states: Mapping[str, HostState], name: str, done: Done) -> dict[str, Result]:
@@ -45,11 +48,11 @@ class Actions:
             "snapshot": lambda: self._snapshot(names, name, done),
             "drain": lambda: self._drain(names, name),
             "install": lambda: self._install(states, name, done),
-            "reboot": lambda: self._reboot(names, name),
+            "reboot": lambda: self._reboot(states, name),
             "validate": lambda: self._validate("after", names),
             "hold": lambda: self._play(names, name, ("hold",), 300, done),
             "restore": lambda: self._restore(names, name, done),
-            "reboot_back": lambda: self._reboot(names, name),
+            "reboot_back": lambda: self._reboot(states, name),
             "validate_back": lambda: self._validate("back", names),
             "undrain": lambda: self._hooks(names, UNDRAIN_VARIABLE, self.options.undrain),
         }
@@ -82,7 +85,7 @@ class Actions:
             done,
             snapshot_name=self.snapshot,
             snapshot_without_way_back=self.options.without_way_back,
-            bringup_upgrade_folder=str(self.plays.folder / "snapshots"),
+            bringup_upgrade_folder=str(self.notes.folder),
         )
 
     def _drain(self, names: Sequence[str], name: str) -> dict[str, Result]:
@@ -100,7 +103,7 @@ class Actions:
 
     def _install(self, states: Mapping[str, HostState], name: str, done: Done) -> dict[str, Result]:
         names = list(states)
-        again = any(step.phase == "install" for state in states.values() for step in state.steps[:-1])
+        again = any(was_cut_off(state) for state in states.values())
         return self._play(
             names,
             name,
@@ -115,7 +118,6 @@ class Actions:
         )
 
     def _restore(self, names: Sequence[str], name: str, done: Done) -> dict[str, Result]:
-        folder = str(self.plays.folder / "snapshots")
         return self.plays.run(
             "rollback.yml",
             name,
@@ -123,13 +125,43 @@ class Actions:
             deadline_s=4800,
             done=done,
             restore_snapshot=self.snapshot,
-            bringup_upgrade_folder=folder,
+            bringup_upgrade_folder=str(self.notes.folder),
         )
 
-    def _reboot(self, names: Sequence[str], name: str) -> dict[str, Result]:
+    def _reboot(self, states: Mapping[str, HostState], name: str) -> dict[str, Result]:
+        results = self._rebooted_already([state for state in states.values() if was_cut_off(state)])
+        names = [host for host in states if host not in results]
+        if not names:
+            return results
         seconds = self.options.reboot_timeout_s
-        results = self._play(names, name, ("reboot",), 2.0 * seconds + 300, _ignore, bringup_reboot_timeout_s=seconds)
-        return {host: result if result.ok else self._after_bad_reboot(host, result) for host, result in results.items()}
+        played = self._play(names, name, ("reboot",), 2.0 * seconds + 300, _ignore, bringup_reboot_timeout_s=seconds)
+        for host, result in played.items():
+            results[host] = result if result.ok else self._after_bad_reboot(host, result)
+        return results
+
+    def _rebooted_already(self, states: Sequence[HostState]) -> dict[str, Result]:
+        """Those whose operator was cut off while they rebooted, and that are in another boot since."""
+
+        def one(state: HostState) -> bool:
+            boot = self.notes.boot_before(state)
+            return bool(boot) and self._boot_within(state.name, self.options.reboot_timeout_s) not in ("", boot)
+
+        if not states:
+            return {}
+        with ThreadPoolExecutor(16, thread_name_prefix="boot") as pool:
+            answers = zip(states, pool.map(one, states), strict=True)
+            return {state.name: Result(True, "it had rebooted already") for state, again in answers if again}
+
+    def _boot_within(self, name: str, seconds: float) -> str:
+        """The boot that the host is in, once it answers; empty where it does not in time."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return self.boot_id(name)
+            except BringupError:
+                if time.monotonic() > deadline:
+                    return ""
+                time.sleep(3)
 
     def _after_bad_reboot(self, name: str, result: Result) -> Result:
         """Is it there all the same? Then it can be brought back; if not, somebody has to look at its console."""
@@ -168,13 +200,25 @@ class Actions:
     def _compared(self, when: When, names: Sequence[str], before: Mapping[str, HostReport]) -> dict[str, Result]:
         results = {}
         for name, report in self.measuring.run(when, names).items():
-            wanted = self.wanted(name) if when == "after" else driver_of(before[name])
-            worse = compare(before[name], report, driver=wanted, tolerance=self.options.tolerance)
-            data = {**_summary(report), "worse": [one.sentence for one in worse[:50]], **_lost(report)}
+            found = self._worse(when, name, before[name], report)
+            data = {**_summary(report), "worse": list(found[:50]), **_lost(report)}
             shown = _SENTENCES if driver_of(report) else 1  # no driver: all else follows from that
-            more = f" ({len(worse) - shown} more that follow)" if len(worse) > shown else ""
-            results[name] = Result(not worse, "; ".join(one.sentence for one in worse[:shown]) + more, data)
+            more = f" ({len(found) - shown} more that follow)" if len(found) > shown else ""
+            results[name] = Result(not found, "; ".join(found[:shown]) + more, data)
         return results
+
+    def _worse(self, when: When, name: str, before: HostReport, report: HostReport) -> tuple[str, ...]:
+        if before.measurements:
+            wanted = self.wanted(name) if when == "after" else driver_of(before)
+            return tuple(
+                one.sentence for one in compare(before, report, driver=wanted, tolerance=self.options.tolerance)
+            )
+        # `bringup rollback`: there is nothing to compare with but the snapshot's own word for its driver.
+        wanted, found = self.notes.snapshot_driver(name), driver_of(report)
+        if not is_version(found, wanted):
+            return (f"the driver that runs is {found or 'none'}, and the snapshot had {wanted or 'one unknown'}",)
+        why = not_fit(report)
+        return (why,) if why else ()
 
     def _play(
         self, names: Sequence[str], name: str, tags: Sequence[str], deadline_s: float, done: Done, **variables: object

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 from provision import __version__
 from provision.bundle import build_bundle
@@ -19,6 +19,7 @@ from provision.errors import UsageError
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host, without_secrets
 from provision.plays import BECOME_VARIABLE
+from provision.plays.view import Watcher, watching
 from provision.store import RunDirectory, now
 from provision.typed import Misfit, fitted
 from provision.upgrade import report
@@ -28,9 +29,12 @@ from provision.upgrade.drain import command_of
 from provision.upgrade.journal import Event, Journal, RunState
 from provision.upgrade.measure import Measuring
 from provision.upgrade.model import DRAIN_VARIABLE, UNDRAIN_VARIABLE, Means, Options, Planner, Prepared
+from provision.upgrade.notes import Notes
 from provision.upgrade.phases import DOWN, Phase
 from provision.upgrade.plays import Plays
 from provision.upgrade.waves import GROUP_VARIABLE, Member, Wave, plan_waves
+
+_TARGET = re.compile(r"\d{3}(\.\d{1,4}){0,2}")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def upgrade(
 ) -> int:
     """Upgrade the hosts in waves. 0: all of them. 1: some failed. 3: one is broken or lost, or could not be judged."""
     means = means or default_means()
-    hosts = select_hosts(selection)
+    if options.to and not _TARGET.fullmatch(options.to):
+        raise UsageError(f"--to {options.to[:40]} is no driver", "a branch (595) or a version (595.91.07)")
+    hosts = _others(select_hosts(selection))
     members = members_of(hosts)
     waves = plan_waves(members, options.rules)
     for host in hosts:
@@ -125,7 +131,7 @@ def rollback(
 ) -> int:
     """Bring hosts back to a snapshot (the newest), reboot them and measure them."""
     means = means or default_means()
-    hosts = select_hosts(selection)
+    hosts = _others(select_hosts(selection))
     members = members_of(hosts)
     run = RunDirectory.create(runs, _manifest(selection, hosts))
     order = Order(
@@ -142,6 +148,14 @@ def rollback(
     with Journal(run.path) as journal:
         journal.write(Event("plan", data=asdict(order)))
         return _go(journal, order, hosts, means)
+
+
+def _others(hosts: Sequence[Host]) -> Sequence[Host]:
+    """The hosts, none of which may be this machine: it would reboot under its own operator. Raises UsageError."""
+    here = next((host for host in hosts if host.connection == "local"), None)
+    if here is not None:
+        raise UsageError(f"{here.name} is this machine, which a reboot would end", "run it from another machine")
+    return hosts
 
 
 def order_of(state: RunState, folder: Path) -> Order:
@@ -172,30 +186,31 @@ def _go(journal: Journal, order: Order, hosts: Sequence[Host], means: Means) -> 
     inventory: Sequence[Host] | Sequence[Path] = [Path(one) for one in order.inventories] or list(chosen.values())
     if any("," in one for one in order.inventories):
         inventory = list(chosen.values())
-    plays = Plays(
-        folder=journal.folder,
-        inventory=inventory,
-        host_keys=options.host_keys,
-        become_password=means.become_password,
-        on_event=means.on_event,
-    )
     # sudo -n is all that measuring has; where sudo wants a password, it measures as the user.
     asks = bool(means.become_password or os.environ.get(BECOME_VARIABLE))
     measuring = Measuring(journal.folder, tuple(chosen.values()), means.bundle, options.host_keys, become=not asks)
-    actions = Actions(
-        hosts=chosen,
-        options=options,
-        plays=plays,
-        measuring=measuring,
-        variables=order.variables or {},
-        roles=order.roles,
-        snapshot=order.snapshot,
-        settle_s=means.settle_s,
-    )
-    conductor = Conductor(
-        journal, order.waves, order.members, options.rules, actions, means, first=cast(Phase, order.first)
-    )
-    with _reported(journal):
+    with _watched(means, len(chosen)) as seen, _reported(journal):
+        plays = Plays(
+            folder=journal.folder,
+            inventory=inventory,
+            host_keys=options.host_keys,
+            become_password=means.become_password,
+            on_event=seen.event if seen else None,
+            on_tick=seen.tick if seen else None,
+        )
+        actions = Actions(
+            hosts=chosen,
+            options=options,
+            plays=plays,
+            measuring=measuring,
+            variables=order.variables or {},
+            roles=order.roles,
+            snapshot=order.snapshot,
+            notes=Notes(journal.folder / "snapshots"),
+            settle_s=means.settle_s,
+        )
+        first: Phase = "restore" if order.first == "restore" else "before"
+        conductor = Conductor(journal, order.waves, order.members, options.rules, actions, means, first)
         try:
             conductor.retry_lost()
             state = conductor.run()
@@ -204,6 +219,11 @@ def _go(journal: Journal, order: Order, hosts: Sequence[Host], means: Means) -> 
             raise
     say(f"report: {journal.folder / report.NAMES['html']}")
     return exit_code(state, order)
+
+
+def _watched(means: Means, hosts: int) -> AbstractContextManager[Watcher | None]:
+    """Where each host is, on a terminal; elsewhere the phases' own lines are enough."""
+    return watching(hosts) if means.live and sys.stderr.isatty() else nullcontext()
 
 
 @contextmanager

@@ -129,11 +129,16 @@ def sentence(state: HostState, outcome: Outcome) -> str:
     """Why a host ended so, in one sentence."""
     failed = [step for step in state.steps if step.status == "failed"]
     if outcome == "done":
-        return next((f"the command that puts it back failed: {step.detail}" for step in failed), "")
+        last = state.last
+        if last is not None and last.phase == "before":
+            return last.detail
+        return next(
+            (f"the command that puts it back failed: {step.detail}" for step in failed[-1:] if step is last), ""
+        )
     if not failed:
         return ""
-    first, last = failed[0], failed[-1]
-    if outcome == "broken" and first is not last:
-        return f"{first.phase} failed: {first.detail}; and the way back failed at {last.phase}: {last.detail}"
-    chosen = last if outcome == "lost" else first
+    first, newest = failed[0], failed[-1]
+    if outcome == "broken" and first is not newest:
+        return f"{first.phase} failed: {first.detail}; and the way back failed at {newest.phase}: {newest.detail}"
+    chosen = newest if outcome == "lost" else first
     return f"{chosen.phase} failed: {chosen.detail}"

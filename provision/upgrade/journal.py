@@ -120,6 +120,11 @@ def _of_host(before: HostState, event: Event) -> HostState:
     return replace(before, wave=wave, steps=(*before.steps[:-1], step), outcome=None)
 
 
+def was_cut_off(state: HostState) -> bool:
+    """Whether the newest step is done again, since whoever began it was gone before its end."""
+    return len(state.steps) > 1 and state.steps[-2].phase == state.steps[-1].phase
+
+
 def read(folder: Path) -> tuple[Event, ...]:
     """The events of a run; a last line that was cut is left out. Raises RunDirectoryError."""
     path = folder / NAME

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +13,20 @@ from provision import __version__
 from provision.bundle import Bundle
 from provision.catalogue import load_catalogue
 from provision.criteria import Criteria, load
-from provision.executors import make_executor
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host
-from provision.remote import HostRun, Job, validate_host
+from provision.measuring import run_jobs
+from provision.remote import HostRun, Job
 from provision.report.model import HostReport
 from provision.request import Choice, make_plan
 from provision.store import RunDirectory, now
 from provision.verdict import judge
-from validators.schema import CheckInfo, Plan
+from validators.schema import CheckInfo, Plan, Record
 
 CHECKS = ("compute_capability", "system", "software", "gpu_health", "matmul")
 MATMUL_S = 1
 """Seconds of products per format: enough to see a card that lost a tenth of its speed."""
+WORKERS = 32
 When = Literal["before", "after", "back"]
 
 
@@ -58,16 +58,18 @@ class Measuring:
         kept = self._directory(when)
         chosen = [host for host in self.hosts if host.name in set(names)]
         runs: list[HostRun] = []
-        with make_executor("threads", max(1, min(32, len(chosen)))) as executor:
-            futures = []
-            for host in chosen:
-                records = kept.records_path(host.name)
-                records.unlink(missing_ok=True)
-                job = Job(self.bundle, self._plans[host.name], records, host_keys=self.host_keys)
-                futures.append(executor.submit(validate_host, replace(host, become=host.become or self.become), job))
-            for future in as_completed(futures):
-                runs.append(future.result())
-                kept.finish_host(runs[-1])
+
+        def keep(run: HostRun) -> None:
+            runs.append(run)
+            kept.finish_host(run)
+
+        jobs = []
+        for host in chosen:
+            records = kept.records_path(host.name)
+            records.unlink(missing_ok=True)
+            job = Job(self.bundle, self._plans[host.name], records, host_keys=self.host_keys)
+            jobs.append((replace(host, become=host.become or self.become), job))
+        run_jobs(jobs, workers=WORKERS, progress=_Silent(), keep=keep)
         return self._judged(runs)
 
     def read(self, when: When, names: Iterable[str]) -> dict[str, HostReport]:
@@ -106,6 +108,16 @@ class Measuring:
             run_id=when,
         )
         return RunDirectory.create(self.folder, manifest)
+
+
+class _Silent:
+    """The phases' own lines say how it went."""
+
+    def record(self, host: str, record: Record) -> None:
+        pass
+
+    def done(self, host: str, headline: str) -> None:
+        pass
 
 
 def _as_asked(host: Host) -> Host:

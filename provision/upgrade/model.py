@@ -8,7 +8,6 @@ from typing import Literal
 
 from provision.bundle import Bundle
 from provision.hosts import Host
-from provision.plays import PlayEvent
 from provision.upgrade.compare import TOLERANCE
 from provision.upgrade.waves import Rules
 
@@ -56,12 +55,15 @@ Planner = Callable[[Sequence[Host]], Prepared]
 
 @dataclass(frozen=True)
 class Means:
-    """What the work is done with. `bundle`: what measures. `roles`: what the install phase applies."""
+    """What the work is done with. `bundle`: what measures. `roles`: what the install phase applies.
+
+    `live`: show on a terminal which task each host is at. `tell`: takes a line for each phase and host.
+    """
 
     bundle: Bundle
     become_password: str | None = None
     roles: Sequence[str] = ROLES
-    on_event: Callable[[PlayEvent], None] | None = None
+    live: bool = True
     tell: Callable[[str], None] = lambda _line: None
     settle_s: float = 30.0
     """Seconds before a host that looks worse is measured once more: services that start late."""

@@ -16,6 +16,8 @@ from provision.upgrade.phases import UNREACHABLE
 
 DONE = "The phase is done"
 """The last task of each of these plays. A host that did not come so far has not done the phase."""
+MAX_FORKS = 50
+"""Hosts that Ansible works on at once. Each has a process of its own, of some 60 MiB."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Plays:
     host_keys: Literal["strict", "accept-new"] = "strict"
     become_password: str | None = None
     on_event: Callable[[PlayEvent], None] | None = None
+    on_tick: Callable[[], None] | None = None
     variables: Mapping[str, object] = field(default_factory=dict)
 
     def run(
@@ -62,11 +65,12 @@ class Plays:
                 limit=",".join(hosts),
                 extra_vars={**self.variables, **variables},
                 tags=tags,
-                forks=min(20, max(1, len(hosts))),
+                forks=min(MAX_FORKS, len(hosts)),
                 host_keys=self.host_keys,
                 become_password=self.become_password,
                 deadline_s=deadline_s,
                 on_event=watch,
+                on_tick=self.on_tick,
             )
         except (PlayError, InventoryError) as problem:
             return {host: Result(False, problem.message) for host in hosts}

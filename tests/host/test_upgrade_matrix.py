@@ -69,15 +69,15 @@ PLANTED = (
     Planted("gpu-lost", "0 of 1 GPUs", "validate", on_host=f"echo {NEW} >/etc/stub-nvidia/lost-with"),
     Planted("too-hot", "temperature", "validate", on_host=f"echo {NEW} >/etc/stub-nvidia/hot-with"),
 )
-ROUNDS = [PLANTED[at : at + 5] for at in range(0, len(PLANTED), 5)]
+ROUNDS = [PLANTED[at : at + 4] for at in range(0, len(PLANTED), 4)]
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ContainerHost, ...]]:
-    """Five hosts with the OLD driver. Each failure leaves them as they were: that is what is tested."""
+    """Four hosts with the OLD driver. Each failure leaves them as they were: that is what is tested."""
     need(available(), "no Docker engine runs, and root with docker.io, debootstrap and iptables could start one")
     old = build(tmp_path_factory.mktemp("old") / "repository", versions=[OLD], toolkits=[])
-    with container_hosts(5) as started:
+    with container_hosts(4) as started:
         for host in started:
             plain_install(host, old, old.copy_to(host))
             assert URL in host.sh("cat /etc/apt/sources.list.d/nvidia.list")

@@ -55,7 +55,7 @@ def restore(name: str, *, patience_s: float, check: bool) -> dict[str, Any]:
         "notes": notes,
         "driver": host.installed_driver(),
         "wanted_driver": body["driver"],
-        "same_boot": host.boot_id() == body["boot_id"],
+        "boot_id": host.boot_id(),
         "snapshot": str(folder),
     }
     (folder / "restored.json").write_text(json.dumps(result, indent=1) + "\n")
