@@ -183,7 +183,8 @@ ATTEMPT = "nvidia-nvlink: Nvlink Core is being initialized, major device number 
         (["NVRM: " + "x" * 999], "NVRM: " + "x" * 294),
         (["mce: NVRM: not the driver's"], ""),
     ],
-    ids=["recorded", "nothing", "one under way", "the last attempt alone", "two lines", "another kernel's", "unsigned", "long", "other"],
+    ids=["recorded", "nothing", "one under way", "the last attempt alone", "two lines", "another kernel's", "unsigned",
+         "long", "other"],
 )  # fmt: skip
 def test_what_the_kernel_said_of_the_last_attempt(said: Sequence[str], reason: str):
     assert driver.last_attempt(said) == reason
