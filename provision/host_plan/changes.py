@@ -12,6 +12,8 @@ from provision.host_plan.model import Change, Kind
 from provision.profile import Profile
 
 _NVIDIA_SITES = ("developer.download.nvidia.com",)
+_OUR_SOURCE = "/etc/apt/sources.list.d/nvidia.sources"
+"""What the role nvidia_repository writes, whatever mirror it leads to."""
 _FRAMEWORKS = ("torch", "tensorflow", "jax")
 
 
@@ -40,10 +42,15 @@ def _repository(facts: Facts, profile: Profile, resolution: Resolution) -> Itera
     part = resolution.part("repository")
     if part is None:
         return
-    sites = [str(one.value) for one in facts.all("installation.apt_source") if one.value is not None]
+    sources = [one for one in facts.all("installation.apt_source") if one.value is not None]
+    if any(
+        one.labels.get("file") == _OUR_SOURCE or any(name in str(one.value) for name in _NVIDIA_SITES)
+        for one in sources
+    ):
+        return
     if profile.wish.source == "mirror":
         yield Change("configure", "NVIDIA's repository", then="the site's mirror", because="nvidia_repository_url")
-    elif not any(name in site for site in sites for name in _NVIDIA_SITES):
+    else:
         yield Change("configure", "NVIDIA's repository", then=part.value, because="the driver or CUDA is from it")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,22 @@ def test_a_bare_hosts_variables_are_those_of_the_roles(tmp_path: Path):
         "frameworks": [],
         "ngc_images": [],
     }
+
+
+def test_every_variable_of_a_plan_is_one_of_a_roles(tmp_path: Path):
+    """A name that no role takes would be lost without a word."""
+    roles = Path(__file__).parents[2] / "playbooks" / "roles"
+    texts = [path.read_text() for path in roles.glob("*/defaults/main.yml")]
+
+    named = {name for text in texts if "bringup_plan" in text for name in re.findall(r"[a-z\]]\.(\w+)", text)}
+
+    assert set(plan(tmp_path).variables) - named == set()
+
+
+def test_a_mirror_that_the_role_has_set_up_is_not_set_up_again(tmp_path: Path):
+    mirrored = {"/etc/apt/sources.list.d/nvidia.sources": "Types: deb\nURIs: https://mirror.example/x\nSuites: ./\n"}
+
+    assert ("configure", "NVIDIA's repository") not in kinds(plan(tmp_path, **mirrored))
 
 
 def test_a_whole_version_is_passed_on_as_branch_and_version(tmp_path: Path):

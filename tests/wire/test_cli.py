@@ -17,7 +17,7 @@ from tests.need import need
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-c", "from provision.cli import main; main()"]
-COMMANDS = ("provision", "validate", "doctor", "report", "judge", "checks")
+COMMANDS = ("plan", "provision", "validate", "doctor", "report", "judge", "checks")
 
 
 def environment() -> dict[str, str]:
