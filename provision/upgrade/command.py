@@ -13,7 +13,7 @@ from pathlib import Path
 
 from provision import __version__
 from provision.bundle import build_bundle
-from provision.commands import Selection, select_hosts
+from provision.commands import Selection, end_now, select_hosts
 from provision.console import say
 from provision.errors import UsageError
 from provision.hosts import Host
@@ -26,7 +26,7 @@ from provision.upgrade import report
 from provision.upgrade.actions import Actions
 from provision.upgrade.conductor import Conductor
 from provision.upgrade.drain import command_of
-from provision.upgrade.journal import Event, Journal, RunState
+from provision.upgrade.journal import Event, Journal, RunState, read
 from provision.upgrade.measure import Measuring
 from provision.upgrade.model import DRAIN_VARIABLE, UNDRAIN_VARIABLE, Means, Options, Planner, Prepared
 from provision.upgrade.notes import Notes
@@ -108,6 +108,7 @@ def resume(
 ) -> int:
     """Go on with an upgrade whose operator's process ended: hosts in flight are finished or brought back first."""
     means = means or default_means()
+    read(folder)  # before a journal is made where there is none
     with Journal(folder) as journal:
         state = journal.state()
         order = order_of(state, folder)
@@ -215,8 +216,9 @@ def _go(journal: Journal, order: Order, hosts: Sequence[Host], means: Means) -> 
             conductor.retry_lost()
             state = conductor.run()
         except KeyboardInterrupt:
+            report.write(journal.folder, journal.state())
             say(f"interrupted; nothing new is begun. Go on with: bringup resume {journal.folder}")
-            raise
+            end_now()
     say(f"report: {journal.folder / report.NAMES['html']}")
     return exit_code(state, order)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from provision.report.text import plain
 from provision.upgrade.model import Result
 from provision.upgrade.phases import UNREACHABLE
 
+_TIMED_OUT = re.compile(r"(Task failed: )?Timed out after (\d+) second\(s\)\.?")
+_HANGS = r"it did not end within \2 s: something hangs there, or a mirror is very slow"
 DONE = "The phase is done"
 """The last task of each of these plays. A host that did not come so far has not done the phase."""
 MAX_FORKS = 50
@@ -84,7 +87,7 @@ def _failure(result: HostResult | None, *, timeout: bool, after: float) -> Resul
     failure = result.failure if result is not None else None
     if failure is not None:
         where = f"{failure.role}: {failure.task}" if failure.role else failure.task
-        said = plain(failure.message, 600)
+        said = plain(_TIMED_OUT.sub(_HANGS, failure.message), 600)
         lost = failure.unreachable
         text = f"not reached over SSH: {said}" if lost else f"{where}: {said}"
         return Result(False, text, {UNREACHABLE: True} if lost else {})

@@ -56,7 +56,7 @@ class Planted:
 PLANTED = (
     Planted("preinst-fails", "pre-installation script", "install", breakage="preinst-fails"),
     Planted("postinst-fails", "post-installation script", "install", breakage="postinst-fails"),
-    Planted("postinst-hangs", "Timed out after", "install", breakage="postinst-hangs"),
+    Planted("postinst-hangs", "did not end within 45 s", "install", breakage="postinst-hangs"),
     Planted("dkms-fails", "post-installation script", "install", breakage="dkms-fails"),
     Planted("missing-dependency", "nobody-has", "install", breakage="missing-dependency"),
     Planted("file-conflict", "trying to overwrite", "install", breakage="file-conflict"),
