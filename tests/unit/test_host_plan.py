@@ -25,11 +25,12 @@ from tests.unit.planted_host import (
     facts,
     kinds,
     loaded,
+    measured,
     package,
     plan,
     status,
 )
-from validators.schema import decode
+from validators.schema import Measurement, decode
 
 STATUS = "/var/lib/dpkg/status"
 TOOLS = "\n".join(
@@ -289,6 +290,23 @@ def test_room_is_counted_once_a_file_system_and_for_every_toolkit(tmp_path: Path
     profile = replace(STANDARD, wish=Wish(cuda=("13.0", "12.9")))
     assert plan(tmp_path / "a", profile, free_mib={"/usr": 20_000}).blockers == ()
     assert "/usr has 12,000 MiB free" in blocked(plan(tmp_path / "b", profile, free_mib={"/usr": 12_000}))
+
+
+def test_needs_of_one_file_system_are_added_up(tmp_path: Path):
+    """A root file system of 9 GiB has room for CUDA's files or for its download, and not for both at once."""
+    profile = replace(STANDARD, wish=Wish(cuda=("13.0",)))
+    records = measured(tmp_path, bare())
+    one_disk = [
+        replace(one, value=9_000)
+        if isinstance(one, Measurement) and one.metric == "disk_free" and one.value is not None
+        else one
+        for one in records
+    ]
+
+    made = plan_of_facts("box", facts_of(one_disk), profile, today=DAY)
+
+    (only,) = made.blockers
+    assert only.what.startswith("/ has 9,000 MiB free; driver, cuda_toolkit, docker need about")
 
 
 def test_a_run_installers_driver_blocks_and_names_its_own_removal(tmp_path: Path):
