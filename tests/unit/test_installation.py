@@ -206,6 +206,18 @@ def test_where_a_package_came_from_is_read_from_the_lists(tmp_path: Path):
     }
 
 
+def test_of_several_versions_in_a_list_the_installed_one_is_found(tmp_path: Path):
+    listed = "".join(
+        f"Package: nvidia-utils-580\nVersion: 580.{number}-1\nAuto-Built-Package: nvidia-utils-570\n\n"
+        for number in (3, 2, 1)
+    )
+    files = grow(tmp_path, {"/var/lib/apt/lists/example.net_dists_x_main_Packages": listed})
+
+    found = apt.origins(files, {"nvidia-utils-580": "580.2-1", "nvidia-utils-570": "580.1-1"})
+
+    assert {name: origin.site for name, origin in found.items()} == {"nvidia-utils-580": "example.net"}
+
+
 POLICY = """libnvidia-compute-580:
   Installed: 580.159.04-1ubuntu1
   Candidate: 580.178.04-1ubuntu1
