@@ -18,12 +18,12 @@ _LOCAL = [
     "--no-install-recommends",
     "--allow-downgrades",
     "--allow-change-held-packages",
-    "--reinstall",
     "-o",
     "Dpkg::Options::=--force-confold",
     "-o",
     "Dpkg::Options::=--force-confmiss",
 ]
+_AGAIN = ["dpkg", "--force-confold", "--force-confmiss", "--force-downgrade", "--install"]
 _FORCE = ["--force-depends", "--force-remove-reinstreq", "--force-overwrite", "--force-confold", "--force-downgrade"]
 
 
@@ -48,7 +48,7 @@ def restore(name: str, *, patience_s: float, check: bool) -> dict[str, Any]:
     _settings_back(body)
     _put_files_back(folder, body)
     problems = _differences(body)
-    changed = before != (host.ours(host.packages()), _file_state()) or bool(ended)
+    changed = before != (host.ours(host.packages()), _file_state()) or bool(notes)
     result: dict[str, Any] = {
         "changed": changed,
         "problems": problems,
@@ -83,8 +83,7 @@ def _to_do(body: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 def _packages_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]) -> None:
     wrong, extra = _to_do(body)
-    damaged = _damaged([name for name in body["packages"] if name not in wrong])
-    paths = [str(debs[name]) for name in [*wrong, *damaged] if name in debs]
+    paths = [str(debs[name]) for name in wrong if name in debs]
     if paths or extra:
         stuck = [one.name for one in host.packages().values() if one.name in extra and not one.whole]
         if stuck:
@@ -94,6 +93,15 @@ def _packages_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]
         if done.returncode:
             notes.append(f"apt could not do it ({done.said}); dpkg was used by itself")
             _by_force(paths, [name for name in extra if name in host.ours(host.packages())], notes)
+    # Of the right version already: apt would do nothing about these.
+    again = {*_to_do(body)[0], *_damaged(list(body["packages"]))} & set(debs)
+    if again:
+        host.run([*_AGAIN, *(str(debs[name]) for name in sorted(again))])
+        notes.append(f"installed again: {', '.join(sorted(again))}")
+    stubborn = set(_to_do(body)[0]) & set(debs)
+    if stubborn:
+        _silence(sorted(stubborn), notes)
+        host.run([*_AGAIN, *(str(debs[name]) for name in sorted(stubborn))])
     unfinished = [one.name for one in host.packages().values() if one.state[1:].strip() not in ("i", "c")]
     if unfinished:
         host.run(["dpkg", "--force-confold", "--configure", "-a"])
@@ -114,13 +122,18 @@ def _remove(names: Sequence[str], notes: list[str]) -> None:
     """Remove packages whatever state they are in; a removal script that fails is put out of the way."""
     if host.run(["dpkg", *_FORCE, "--remove", *names], 300).returncode == 0:
         return
+    _silence(names, notes)
+    host.run(["dpkg", *_FORCE, "--remove", *names], 300)
+
+
+def _silence(names: Sequence[str], notes: list[str]) -> None:
+    """Put the removal scripts of installed packages out of the way: they come from what failed."""
     for name in names:
         for suffix in ("prerm", "postrm"):
             script = Path("/var/lib/dpkg/info") / f"{name}.{suffix}"
             if script.is_file():
                 script.write_text("#!/bin/sh\nexit 0\n")
     notes.append(f"the removal scripts of {', '.join(names)} failed and were left out")
-    host.run(["dpkg", *_FORCE, "--remove", *names], 300)
 
 
 def _left_settings(body: dict[str, Any]) -> list[str]:
@@ -192,7 +205,7 @@ def _dkms_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]) ->
     lost = {_module(line) for line in body["dkms"] if line not in there}
     owners = {_owner(module) for module in lost} & set(debs)
     if owners:
-        host.run([*_LOCAL, "install", *(str(debs[name]) for name in sorted(owners))], 3600)
+        host.run([*_AGAIN, *(str(debs[name]) for name in sorted(owners))], 3600)
         notes.append(f"built again by {', '.join(sorted(owners))}: {', '.join(sorted(lost))}")
     elif lost:
         host.run(["dkms", "autoinstall"], 3600)
