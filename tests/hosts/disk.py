@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -68,18 +69,23 @@ def cached(name: str, key: str, grow: Callable[[Path, Path], None]) -> Disk:
     home = cache_directory() / "disks"
     home.mkdir(exist_ok=True)
     directory = home / f"{name}-{key}"
-    if directory.exists():
-        return Disk(directory)
-    with tempfile.TemporaryDirectory(dir=home) as scratch:
+    with (home / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # runs at the same time make it once
+        if not directory.exists():
+            _make(name, directory, grow)
+    return Disk(directory)
+
+
+def _make(name: str, directory: Path, grow: Callable[[Path, Path], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         tree, made = Path(scratch) / "tree", Path(scratch) / "made"
         tree.mkdir()
         made.mkdir()
         grow(tree, made)
         _write(tree, made)
-        for old in home.glob(f"{name}-*"):  # of an older content: up to two gigabytes each
+        for old in directory.parent.glob(f"{name}-*"):  # of an older content: up to two gigabytes each
             shutil.rmtree(old)
         made.rename(directory)
-    return Disk(directory)
 
 
 def _grow_plain(tree: Path, _: Path) -> None:
