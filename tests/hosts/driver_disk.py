@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from provision.plays import PlayResult, run_play
@@ -35,13 +35,22 @@ _APT = "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends insta
 
 
 @dataclass(frozen=True)
+class Run:
+    """How a run of the role went: what it changed, how long it took, and each message of it once."""
+
+    changed: int
+    duration_s: float
+    messages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DriverDisk(Disk):
     """The disk, and how the role's runs that made it went."""
 
     @property
-    def runs(self) -> list[dict[str, object]]:
-        """Each run's `changed`, `duration_s` and the messages it left."""
-        return list(json.loads((self.directory / "runs.json").read_text()))
+    def runs(self) -> tuple[Run, ...]:
+        """The role's first run on that host, and the second."""
+        return tuple(Run(**one) for one in json.loads((self.directory / "runs.json").read_text()))
 
     @property
     def kernel(self) -> str:
@@ -63,11 +72,11 @@ def driver_disk() -> DriverDisk:
 
 def _grow(tree: Path, beside: Path) -> None:
     with containers.container_hosts(1) as (host,):
-        (beside / "runs.json").write_text(json.dumps(install(host), indent=1))
+        (beside / "runs.json").write_text(json.dumps([asdict(run) for run in install(host)], indent=1))
         export(host, tree)
 
 
-def install(host: ContainerHost) -> list[dict[str, object]]:
+def install(host: ContainerHost) -> list[Run]:
     """Give a container host a kernel, the driver by our role (twice), and a kernel without headers."""
     host.sh(f"apt-get -q update && {_APT} {KERNEL}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -85,14 +94,10 @@ def play(host: ContainerHost, directory: Path) -> PlayResult:
     return result
 
 
-def _told(result: PlayResult) -> dict[str, object]:
+def _told(result: PlayResult) -> Run:
     events = result.events_path.read_text().splitlines() if result.events_path else []
-    messages = [str(json.loads(line).get("message", "")) for line in events]
-    return {
-        "changed": result.changed,
-        "duration_s": round(result.duration_s, 1),
-        "messages": [text for text in dict.fromkeys(messages) if text],
-    }
+    messages = dict.fromkeys(str(json.loads(line).get("message", "")) for line in events)
+    return Run(result.changed, round(result.duration_s, 1), tuple(text for text in messages if text))
 
 
 def export(host: ContainerHost, tree: Path) -> None:
