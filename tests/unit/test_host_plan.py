@@ -293,11 +293,11 @@ def test_room_is_counted_once_a_file_system_and_for_every_toolkit(tmp_path: Path
 
 
 def test_needs_of_one_file_system_are_added_up(tmp_path: Path):
-    """A root file system of 9 GiB has room for CUDA's files or for its download, and not for both at once."""
+    """A root file system of 11 GB has room for CUDA's files or for its download, and not for both at once."""
     profile = replace(STANDARD, wish=Wish(cuda=("13.0",)))
     records = measured(tmp_path, bare())
     one_disk = [
-        replace(one, value=9_000)
+        replace(one, value=11_000)
         if isinstance(one, Measurement) and one.metric == "disk_free" and one.value is not None
         else one
         for one in records
@@ -306,7 +306,7 @@ def test_needs_of_one_file_system_are_added_up(tmp_path: Path):
     made = plan_of_facts("box", facts_of(one_disk), profile, today=DAY)
 
     (only,) = made.blockers
-    assert only.what.startswith("/ has 9,000 MiB free; driver, cuda_toolkit, docker need about")
+    assert only.what.startswith("/ has 11,000 MiB free; driver, cuda_toolkit, docker need about")
 
 
 def test_a_run_installers_driver_blocks_and_names_its_own_removal(tmp_path: Path):

@@ -60,6 +60,7 @@ def test_packages_of_a_recorded_h200_host_are_named_with_version_and_vendor(tmp_
         ("install ok unpacked", "unpacked"),
         ("install reinstreq half-installed", "half-installed reinstreq"),
         ("install ok triggers-pending", "triggers-pending"),
+        ("install reinstreq installed", "installed reinstreq"),
     ],
 )
 def test_a_package_left_half_way_is_named_with_its_state(tmp_path: Path, status: str, state: str):
