@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from archive import CORE, OURS, Apt, upstream
-from look import library, modules, processes, run, run_file, smi, text, unit, where
+from look import library, modules, processes, run, run_file, smi, text, unit, unlike, where
 
 SIMULATE = [
     "apt-get", "-s", "-q", "-y", "--no-install-recommends", "--allow-downgrades", "--allow-change-held-packages",
@@ -38,6 +38,7 @@ def main():
         "libraries": {name: library(f"{name}.so.1") for name in ("libcuda", "libnvidia-ml")},
         "smi": smi(),
         "unit": unit(),
+        "unlike": unlike(wish["contents"]),
         "drivers": apt.drivers(),
         "reasons": text(REASONS).splitlines(),
         **apt.broken(),
@@ -82,7 +83,8 @@ def holds(apt, drivers, wish):
     names = sorted([*drivers, *(kernel_metapackages(apt) if wish["hold_kernel"] else [])])
     missing = [name for name in names if not held(apt, name)]
     foreign = [name for name in names if held(apt, name) and name not in ours]
-    return {"all": names, "missing": missing, "foreign": foreign}
+    remembered = sorted(ours) == [name for name in names if name not in foreign]
+    return {"all": names, "missing": missing, "foreign": foreign, "remembered": remembered}
 
 
 def held(apt, name):

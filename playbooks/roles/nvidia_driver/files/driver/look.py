@@ -129,11 +129,25 @@ def smi():
 
 
 def unit():
-    """Return what nvidia-persistenced's unit is like."""
+    """Return what nvidia-persistenced's unit is like, but for our own part of it."""
     status, said = run("systemctl", "cat", "nvidia-persistenced.service")
+    theirs = said.partition("# /etc/systemd/system/nvidia-persistenced.service.d/bringup.conf")[0]
+    lazy = "--no-persistence-mode" in theirs or "StopWhenUnneeded=true" in theirs or "WantedBy=" not in theirs
     return {
         "there": status == 0,
-        "lazy": status == 0
-        and ("--no-persistence-mode" in said or "StopWhenUnneeded=true" in said or "WantedBy=" not in said),
-        "ours": Path("/etc/systemd/system/nvidia-persistenced.service.d/bringup.conf").exists(),
+        "lazy": status == 0 and lazy,
+        "enabled": status == 0 and run("systemctl", "is-enabled", "nvidia-persistenced.service")[0] == 0,
+        "active": status == 0 and run("systemctl", "is-active", "nvidia-persistenced.service")[0] == 0,
     }
+
+
+def unlike(contents):
+    """Return those of the files (path -> text, empty: no such file) that are not as they should be."""
+    found = []
+    for path, given in contents.items():
+        # Ansible makes null of a template that comes out empty.
+        content = given or ""
+        there = Path(path).is_file()
+        if there != bool(content.strip()) or (there and text(path) != content.strip()):
+            found.append(path)
+    return found
