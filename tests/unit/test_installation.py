@@ -376,6 +376,8 @@ def test_a_run_installers_driver_is_told_with_its_version(tmp_path: Path):
     told = look(tmp_path / "a", **files).one("run_installer")
     assert (told.value, told.labels["version"]) == ("/usr/bin/nvidia-uninstall", "570.86.15")
     assert look(tmp_path / "b").value("run_installer") == "none"
+    files["/var/log/nvidia-installer.log"] = f"installer version: 1.{'9' * 5000}\n"
+    assert look(tmp_path / "c", **files).one("run_installer").labels["version"] == ""
 
 
 def planted_process(root: Path, pid: int, name: str, *targets: str) -> None:

@@ -208,7 +208,7 @@ def _run_installer(ctx: Context, files: Files, known: Optional[List[dpkg.Package
         ctx.measure("run_installer", "none")
         return
     log = files.text(_INSTALLER_LOG, 65536) or ""
-    version = re.search(r"^installer version: (\d+(?:\.\d+)+)$", log, re.MULTILINE)
+    version = re.search(r"^installer version: (\d{1,4}(?:\.\d{1,4}){1,3})$", log, re.MULTILINE)
     found = version.group(1) if version else driver.loaded(files).version
     ctx.measure("run_installer", path, labels={"version": found})
 
