@@ -16,16 +16,8 @@ from provision.host_plan.found import driver_packages
 from provision.host_plan.model import Change
 from provision.profile import Profile
 
-_SERVICES = (
-    "nvidia-persiste",
-    "nv-fabricmanage",
-    "nv-hostengine",
-    "nvidia-smi",
-    "nvtop",
-    "nvidia-powerd",
-    "dcgm-exporter",
-)
-"""Programs that hold the devices without a job: services that the roles stop or restart, and onlookers.
+_SERVICES = ("nvidia-persiste", "nv-fabricmanage", "nv-hostengine")
+"""Programs that hold the devices without a job: the services that the role nvidia_driver passes by too.
 As /proc/PID/comm has them, 15 letters."""
 _SECURE_BOOT = Reason(
     "modules built by DKMS load under Secure Boot only where their key is enrolled",
