@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from provision.compat.case import Case, Driver, card_word, last_reason, misfit, shown, words
 from provision.compat.data import Branch, Flavour, Offer, facts
@@ -69,7 +70,7 @@ def _named(case: Case, offers: list[Offer], number: int) -> Offer | None:
     offer = next((one for one in offers if one.branch == number), None)
     if offer is None:
         moved = facts().transitional.get((case.system.id, case.source, number))
-        here = words(str(one.branch) for one in offers if _serves_anyhow(case, one))
+        here = words(str(one.branch) for one in offers if serving(_of_any_branch(case), one))
         step = f"name one of {here}" if here else elsewhere(case)
         if moved:
             what = f"{case.where()} installs {moved[0]} where {number} is asked for"
@@ -84,9 +85,9 @@ def _named(case: Case, offers: list[Offer], number: int) -> Offer | None:
     return None if unfit else offer
 
 
-def _serves_anyhow(case: Case, offer: Offer) -> bool:
-    branch = facts().branches[offer.branch]
-    return not any(misfit(one, offer.branch, offer.version or branch.newest) for one in case.cards)
+def _of_any_branch(case: Case) -> Case:
+    """The same question without the branch that is named."""
+    return replace(case, wish=replace(case.wish, branch="auto"))
 
 
 def _explain(case: Case, offers: list[Offer]) -> None:
@@ -131,7 +132,7 @@ def elsewhere(case: Case) -> str:
     """Where else a driver for these cards is: another source here, or another system."""
     found: dict[tuple[str, str], list[str]] = {}
     for one in facts().offers:
-        if serving(case, one) or (case.wish.branch != "auto" and _serves_anyhow(case, one)):
+        if serving(_of_any_branch(case), one):
             found.setdefault((one.system, one.source), []).append(str(one.branch))
     here = {key: value for key, value in found.items() if key[0] == case.system.id}
     places: dict[str, list[str]] = {}
@@ -259,6 +260,13 @@ def _notes(case: Case, found: Driver, offer: Offer, signed: bool) -> None:
             "Secure Boot is on and DKMS builds the module: it loads only once the host's machine owner key is enrolled"
             + ('; Ubuntu\'s own signed modules (source = "distro") need no key' if other else "")
         )
+
+
+def note_misfits(case: Case, driver: str) -> None:
+    """The cards that a driver which is not ours to install does not serve."""
+    for one in case.cards:
+        if why := misfit(one, int(driver.partition(".")[0]), driver):
+            case.notes.append(f"the host's driver {driver} does not serve the card: {why}")
 
 
 def fabric_manager(case: Case, found: Driver | None) -> None:

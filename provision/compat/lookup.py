@@ -23,12 +23,16 @@ _PCI_ID = re.compile(r"(?:10de:)?([0-9a-f]{4})", re.ASCII)
 def machine_for(gpu_name: str, os: str) -> Machine:
     """A machine with one such card. The name as NVIDIA writes it, without "NVIDIA GeForce" too, or a PCI id.
 
+    It is x86_64, but for a card that comes on one board with an Arm processor.
+
     Raises UsageError where the card or the system is not known, or the name stands for cards that differ.
     """
     system = os.strip().lower().replace(" ", "-")
     if system not in known_systems():
         raise UsageError(f'--os "{shown(os)}" is not known{did_you_mean(system, known_systems())}')
-    return Machine(gpus=(_pci_id(gpu_name),), os=system)
+    pci_id = _pci_id(gpu_name)
+    found = card(*pci_id.split(" ")).architecture
+    return Machine((pci_id,), system, architecture="aarch64" if found is not None and found.on_arm else "x86_64")
 
 
 @cache
@@ -48,7 +52,10 @@ def _pci_id(gpu_name: str) -> str:
     if match and not found:
         pci_id = f"10de:{match[1]}"
         if not card(pci_id).last_branch:
-            raise UsageError(f"the PCI id {pci_id} is not in NVIDIA's list for driver 595")
+            raise UsageError(
+                f"the PCI id {pci_id} is not in NVIDIA's list for driver 595",
+                "look its driver up at nvidia.com, and name the branch in a profile for the host that has the card",
+            )
         return pci_id
     if not found:
         short = {_normal(name): name for name in known_gpus()}

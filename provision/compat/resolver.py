@@ -34,6 +34,8 @@ def resolve(machine: Machine, wish: Wish, today: str = "") -> Resolution:
             return case.resolution()
     drivers.fabric_manager(case, found)
     driver = upper_bound(case, found)
+    if wish.source == "none" and wish.branch != "auto":
+        drivers.note_misfits(case, driver)
     resolve_cuda(case, driver)
     if wish.container_toolkit:
         rule = facts().rules["container_toolkit"]

@@ -174,6 +174,13 @@ def test_a_kernel_module_that_does_not_serve_the_card_is_refused(gpu: str, branc
     assert why in said(found)
 
 
+def test_the_next_step_after_a_refused_module_names_no_branch_that_refuses_it_too() -> None:
+    found = ask(T4, branch="615", module="proprietary")
+
+    assert '"nvidia" (branch 580, 590, 595 or 610)' in said(found)
+    assert "branch 470, 580 or 595" in said(found)
+
+
 def test_the_module_that_is_asked_for_is_taken_where_it_serves() -> None:
     assert values(ask(H200, module="proprietary"))["module"] == "proprietary"
 
@@ -483,6 +490,20 @@ def test_with_source_none_a_named_branch_is_the_driver_that_the_host_has() -> No
 
 
 @pytest.mark.parametrize(
+    ("gpu", "branch", "why"),
+    [
+        (V100, "595.71.05", "driver 595.71.05 does not serve the card: Tesla V100-SXM2-16GB (10de:1db1) is served"),
+        (H200, "470", "driver 470.256.02 does not serve the card: NVIDIA H200 (10de:2335) needs driver 520.61.05"),
+        (H200, "580", ""),
+    ],
+)
+def test_with_source_none_a_driver_that_does_not_serve_the_card_is_noted(gpu: str, branch: str, why: str) -> None:
+    notes = [note for note in ask(gpu, source="none", branch=branch).notes if "does not serve" in note]
+
+    assert [why in note for note in notes] == ([True] if why else [])
+
+
+@pytest.mark.parametrize(
     ("machine", "why"),
     [
         (Machine((H200,), NOBLE, architecture="aarch64"), "of aarch64 takes is not established"),
@@ -528,6 +549,11 @@ def test_every_decision_says_its_rule_and_where_that_stands() -> None:
 )
 def test_a_card_is_found_by_the_name_that_people_give_it(name: str, pci_id: str) -> None:
     assert machine_for(name, " Ubuntu 24.04 ") == Machine((pci_id,), NOBLE)
+
+
+@pytest.mark.parametrize(("name", "architecture"), [("GB200", "aarch64"), ("10de:2e12", "aarch64"), ("B200", "x86_64")])
+def test_a_card_on_one_board_with_an_arm_processor_is_asked_about_as_that(name: str, architecture: str) -> None:
+    assert machine_for(name, NOBLE).architecture == architecture
 
 
 @pytest.mark.parametrize(
