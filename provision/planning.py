@@ -136,8 +136,8 @@ def plan(
     if gpu or os:
         if not (gpu and os):
             raise UsageError("--gpu and --os go together", 'bringup plan --gpu "GTX 1080 Ti" --os ubuntu-24.04')
-        if selection.hosts or selection.inventories:
-            raise UsageError("--gpu and --os ask without a host", "leave the hosts and -i out")
+        if selection.hosts or selection.inventories or selection.limit:
+            raise UsageError("--gpu and --os ask without a host", "leave the hosts, -i and --limit out")
         plans: tuple[HostPlan, ...] = (plan_of_machine(f"{gpu} on {os}", machine_for(gpu, os), wanted, today=_today()),)
     else:
         try:

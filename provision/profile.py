@@ -61,7 +61,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     if text in known_profiles():
         return _parsed(PROFILES / f"{text}.toml")
     raise ProfileError(
-        f'no profile is called "{text:.80}"{did_you_mean(text, known_profiles())}',
+        f'no profile is called "{text:.80}"{_guess(text, known_profiles())}',
         f"there are: {', '.join(known_profiles())}; your own is named by its path: --profile ./mine.toml",
     )
 
@@ -143,7 +143,7 @@ class _Section:
         for key in self.body:
             if key not in known:
                 raise ProfileError(
-                    f'{self.where}: unknown key "{key:.80}"{did_you_mean(key, known)}',
+                    f'{self.where}: unknown key "{key:.80}"{_guess(key, known)}',
                     f"keys here: {', '.join(known)}",
                 )
 
@@ -163,7 +163,7 @@ class _Section:
         try:
             return reader(value)
         except _Unfit as problem:
-            raise ProfileError(f"{self.where}: {key} = {_shown(value)} will not do: it is {problem}") from None
+            raise ProfileError(f"{self.where}: {key} = {_shown(value)} will not do: it has to be {problem}") from None
 
 
 def _shown(value: object) -> str:
@@ -193,6 +193,7 @@ def _one_of(choices: Sequence[str]) -> Reader:
 
 
 def _guess(value: object, choices: Sequence[str]) -> str:
+    """The nearest choice, if any is near; all of them are named elsewhere in the message."""
     guess = did_you_mean(value, choices) if isinstance(value, str) else ""
     return guess if guess.startswith("; did") else ""
 

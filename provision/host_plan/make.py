@@ -75,7 +75,7 @@ def wish_for(machine: Machine, facts: Facts, profile: Profile) -> tuple[Wish, tu
     """
     wish = profile.wish
     there = driver_version(facts)
-    if wish.source == "none" and wish.branch == "auto" and re.fullmatch(r"\d{3}(\.\d{1,4}){1,2}", there, re.ASCII):
+    if wish.source == "none" and re.fullmatch(r"\d{3}(\.\d{1,4}){1,2}", there, re.ASCII):
         wish = replace(wish, branch=there)  # what stays is what CUDA and the wheels are held against
     if profile.gpu_required or machine.gpus or wish.branch != "auto" or facts.number("system.gpu_count") != 0:
         return wish, ()

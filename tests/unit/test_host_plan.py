@@ -454,6 +454,13 @@ def test_cuda_and_wheels_are_held_against_the_driver_that_stays():
     assert torch.index == "cu130"
 
 
+def test_with_source_none_the_driver_that_was_measured_goes_before_the_one_that_the_profile_names():
+    profile = load_profile("training")
+    made = recorded("idle", replace(profile, wish=replace(profile.wish, source="none", branch="535")))
+
+    assert made.blockers == (), "CUDA 13.0 is not for driver 535, which is not there"
+
+
 # --- warnings -----------------------------------------------------------------------------------------------------
 
 

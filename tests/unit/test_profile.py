@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,15 @@ def test_every_key_reaches_its_field(tmp_path: Path) -> None:
     assert profile.extras == {"torch": ("pillow==12.0.0", "/srv/wheels/six-1.16.0-py3-none-any.whl")}
 
 
+@pytest.mark.parametrize("make", [lambda path: own(path, "x = 1"), lambda _: "zzz"])
+def test_where_nothing_is_near_what_is_allowed_is_said_once(tmp_path: Path, make: Callable[[Path], Path | str]) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(make(tmp_path))
+
+    assert "known:" not in caught.value.message, "the next step names them"
+    assert "name, description" in caught.value.hint or "image, inference" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -104,15 +114,15 @@ def test_every_key_reaches_its_field(tmp_path: Path) -> None:
         ('[driver]\nbrnch = "580"', '[driver]: unknown key "brnch"; did you mean "branch"?'),
         ("[frameworks.pytorch]", '[frameworks]: unknown key "pytorch"; did you mean "torch"?'),
         ("[frameworks.torch]\nextra = []", '[frameworks.torch]: unknown key "extra"; did you mean "extras"?'),
-        ('[driver]\nsource = "nvida"', 'source = "nvida" will not do: it is one of nvidia, distro, mirror, none'),
+        ('[driver]\nsource = "nvida"', 'source = "nvida" will not do: it has to be one of nvidia, distro, mirror, none'),
         ('[driver]\nsource = "nvida"', 'did you mean "nvidia"?'),
         ("[driver]\nbranch = 580", "branch = 580 will not do"),
-        ('[driver]\nbranch = "latest"', 'branch = "latest" will not do: it is a branch as "580"'),
+        ('[driver]\nbranch = "latest"', 'branch = "latest" will not do: it has to be a branch as "580"'),
         ("[cuda]\ntoolkits = [12.10]", "not 12.1"),
-        ('[cuda]\ntoolkits = "13.0"', 'toolkits = "13.0" will not do: it is a list in brackets'),
+        ('[cuda]\ntoolkits = "13.0"', 'toolkits = "13.0" will not do: it has to be a list in brackets'),
         ('[cuda]\ntoolkits = ["13.0", "13.0"]', "names each entry once"),
-        ("[containers]\ntoolkit = 1", "toolkit = 1 will not do: it is true or false"),
-        ('gpu_required = "yes"', 'gpu_required = "yes" will not do: it is true or false'),
+        ("[containers]\ntoolkit = 1", "toolkit = 1 will not do: it has to be true or false"),
+        ('gpu_required = "yes"', 'gpu_required = "yes" will not do: it has to be true or false'),
         ('driver = "580"', 'driver = "580" is not a section; write [driver] above its keys'),
         ('[frameworks]\ntorch = "2.13.0"', "write [frameworks.torch] above its keys"),
         ('[frameworks.torch]\nextras = ["keras"]', '"keras"'),

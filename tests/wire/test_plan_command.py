@@ -97,6 +97,7 @@ MISTAKES = {
     "no host": ([], "no hosts"),
     "gpu without os": (["--gpu", "H200"], "--gpu and --os go together"),
     "gpu and a host": (["localhost", "--gpu", "H200", "--os", "ubuntu-24.04"], "ask without a host"),
+    "gpu and a limit": (["--gpu", "H200", "--os", "ubuntu-24.04", "--limit", "x"], "ask without a host"),
     "a card with a typo": (["--gpu", "GTX 1080 Tu", "--os", "ubuntu-24.04"], "GTX 1080 Ti"),
     "a system with a typo": (["--gpu", "H200", "--os", "ubuntu-24.4"], "ubuntu-24.04"),
     "no such profile": (["localhost", "--profile", "standrad"], 'did you mean "standard"'),
