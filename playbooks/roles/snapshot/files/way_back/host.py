@@ -101,8 +101,8 @@ class Package(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether it is installed and configured."""
-        return self.state[1:].strip() == "i"
+        """Whether it is installed and configured, and nobody has begun to take it away."""
+        return self.state[1:].strip() == "i" and self.state[0] in "ih"
 
 
 def packages() -> dict[str, Package]:

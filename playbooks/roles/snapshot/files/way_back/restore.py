@@ -41,14 +41,14 @@ def restore(name: str, *, patience_s: float, check: bool) -> dict[str, Any]:
         notes.append(f"ended what the install had left running: {', '.join(ended[:8])}")
     if holder:
         raise Refused(f"the package manager's lock is held by {holder}; wait for it or end it, then run it again")
-    before = (host.ours(host.packages()), _file_state())
+    before = _state()
     _put_files_back(folder, body)
     _packages_back(body, debs, notes)
     _dkms_back(body, debs, notes)
     _settings_back(body)
     _put_files_back(folder, body)
     problems = _differences(body)
-    changed = before != (host.ours(host.packages()), _file_state()) or bool(notes)
+    changed = before != _state() or bool(notes)
     result: dict[str, Any] = {
         "changed": changed,
         "problems": problems,
@@ -187,8 +187,11 @@ def _put_files_back(folder: Path, body: dict[str, Any]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _file_state() -> dict[str, bytes]:
-    return {str(path): b"" if path.is_symlink() else path.read_bytes() for path in host.files()}
+def _state() -> tuple[object, ...]:
+    """All that a way back may change, to say whether it did."""
+    there = host.ours(host.packages())
+    contents = {str(path): b"" if path.is_symlink() else path.read_bytes() for path in host.files()}
+    return there, contents, sorted(host.automatic(sorted(there))), host.dkms()
 
 
 def _dkms_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]) -> None:

@@ -1,0 +1,130 @@
+"""The way back's own program, on a host brought into every state that apt and dpkg can be in.
+
+Real dpkg, apt, systemd; the packages are the stub's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host.upgrade_hosts import plain_install
+from tests.hosts.containers import ContainerHost, available, container_hosts
+from tests.hosts.nvidia_repository import build
+from tests.need import need
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PROGRAM = Path(__file__).resolve().parents[2] / "playbooks/roles/snapshot/files/way_back"
+SNAPSHOTS = "/var/lib/gpu-bringup/snapshots"
+DEBS = f"cd {SNAPSHOTS}/first/debs"
+INFO = "/var/lib/dpkg/info"
+
+STATES = {
+    "the DKMS module is gone and its package is as it was": "dkms remove -m nvidia -v 580.159.04 --all",
+    "a library is damaged": "echo x >>/usr/lib/x86_64-linux-gnu/libcuda.so.580.159.04",
+    "a library is gone": "rm /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.159.04",
+    "packages were purged by force": "dpkg --force-all --purge libcuda1 nvidia-kernel-open-dkms",
+    "a package is unpacked and not configured": f"{DEBS}; dpkg --unpack nvidia-kernel-support*.deb",
+    "a postinst failed": (
+        f"{DEBS}; dpkg --unpack libcuda1*.deb; printf '#!/bin/sh\\nexit 1\\n' >{INFO}/libcuda1.postinst;"
+        f"chmod +x {INFO}/libcuda1.postinst; dpkg --configure libcuda1"
+    ),
+    "dpkg was killed while it unpacked, and its script would kill it again": (
+        f"printf '#!/bin/sh\\nkill -9 $PPID\\n' >{INFO}/nvidia-driver-cuda.prerm;"
+        f"chmod +x {INFO}/nvidia-driver-cuda.prerm; {DEBS}; dpkg -i nvidia-driver-cuda*.deb"
+    ),
+    "a package's removal fails": (
+        f"printf '#!/bin/sh\\nexit 1\\n' >{INFO}/libnvidia-ml1.prerm; chmod +x {INFO}/libnvidia-ml1.prerm;"
+        "dpkg --force-all --remove libnvidia-ml1"
+    ),
+    "holds were changed": "apt-mark unhold nvidia-driver-cuda; apt-mark hold libcuda1",
+    "sources, pins and module settings were changed": (
+        "rm /etc/apt/sources.list.d/nvidia.list; echo '# nvidia' >/etc/modprobe.d/x.conf;"
+        "echo 'deb [trusted=yes] file:/nowhere/cuda ./' >/etc/apt/sources.list.d/other.list"
+    ),
+    "apt's marks were changed": "apt-mark manual nvidia-modprobe; apt-mark auto nvidia-driver-cuda",
+}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerHost]:
+    """A host with a driver and the snapshot `first`; its repository is gone."""
+    need(available(), "no Docker engine runs, and root with docker.io, debootstrap and iptables could start one")
+    old = build(tmp_path_factory.mktemp("old") / "repository", versions=["580.159.04"], toolkits=[])
+    with container_hosts(1) as (started,):
+        plain_install(started, old, old.copy_to(started))
+        started.sh("mkdir -p /var/lib/gpu-bringup")
+        started.docker("cp", str(PROGRAM), f"{started.name}:/var/lib/gpu-bringup/way_back")
+        assert way_back(started, "take first")["missing"] == []
+        started.sh("rm -rf /srv/nvidia-repository; apt-get clean")
+        yield started
+
+
+def way_back(host: ContainerHost, words: str) -> dict[str, Any]:
+    """What the program answers."""
+    lines = host.sh(f"python3 /var/lib/gpu-bringup/way_back {words}", check=False).splitlines()
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
+
+
+def facts(host: ContainerHost) -> str:
+    """What must be as it was."""
+    return host.sh(
+        "dpkg-query -W -f '${Package} ${Version} ${db:Status-Abbrev}\\n'; apt-mark showhold; apt-mark showauto;"
+        "dpkg --audit; dkms status; cat /etc/apt/sources.list.d/*; ls /etc/modprobe.d /etc/apt/keyrings;"
+        "nvidia-smi --version; md5sum /usr/lib/x86_64-linux-gnu/*.so.580.159.04"
+    )
+
+
+@pytest.mark.parametrize("script", STATES.values(), ids=STATES.keys())
+def test_a_host_comes_back_from_any_state(host: ContainerHost, script: str) -> None:
+    before = facts(host)
+    host.sh(script, check=False)
+    assert facts(host) != before, "nothing was planted"
+    foretold = way_back(host, "--check restore first")
+    answer = way_back(host, "restore first")
+    assert answer["problems"] == [] and answer["changed"], answer
+    assert facts(host) == before
+    assert not way_back(host, "restore first")["changed"], "the second time there is nothing to do"
+    assert not foretold.get("failure")
+
+
+def test_what_an_install_left_running_is_ended_and_nobody_elses_work(host: ContainerHost) -> None:
+    lock = "import fcntl,time; f=open('/var/lib/dpkg/lock-frontend','w'); fcntl.lockf(f,fcntl.LOCK_EX); time.sleep(600)"
+    host.sh(f'BRINGUP_UPGRADE=run1 setsid python3 -c "{lock}" >/dev/null 2>&1 & sleep 1')
+    answer = way_back(host, "restore first --patience 30")
+    assert answer["problems"] == [] and "ended what the install had left running" in answer["notes"][0]
+    host.sh(f'setsid python3 -c "{lock}" >/dev/null 2>&1 & echo $! >/run/stranger; sleep 1')
+    answer = way_back(host, "restore first --patience 2")
+    assert "lock is held by python3" in answer["failure"]
+    host.sh("kill -0 $(cat /run/stranger); kill $(cat /run/stranger)")
+
+
+def test_a_snapshot_is_only_taken_where_it_is_worth_something(host: ContainerHost) -> None:
+    # Another snapshot takes the .deb files over, though no repository has them.
+    assert way_back(host, "take second")["missing"] == []
+    inodes = host.sh(f"stat -c %i {SNAPSHOTS}/first/debs/libcuda1*.deb {SNAPSHOTS}/second/debs/libcuda1*.deb").split()
+    assert inodes[0] == inodes[1], "they share what they have in common"
+    host.sh(f"mv {SNAPSHOTS} {SNAPSHOTS}.aside")
+    answer = way_back(host, "take third")
+    assert "no way back for" in answer["failure"] and "libcuda1 580.159.04-1" in answer["failure"]
+    assert host.sh(f"ls -A {SNAPSHOTS}") == ""
+    assert "libcuda1 580.159.04-1" in way_back(host, "take third --without-way-back")["missing"]
+    host.sh(f"rm -r {SNAPSHOTS}; mv {SNAPSHOTS}.aside {SNAPSHOTS}; {DEBS}; dpkg --unpack nvidia-modprobe*.deb")
+    assert "dpkg has unfinished work: nvidia-modprobe" in way_back(host, "take fourth")["failure"]
+    way_back(host, "restore first")
+
+
+def test_old_snapshots_go_and_a_damaged_one_is_not_used(host: ContainerHost) -> None:
+    for name in ("a", "b", "c"):
+        way_back(host, f"take {name} --keep 2")
+    assert len(host.sh(f"ls {SNAPSHOTS}").split()) == 2
+    assert host.sh(f"stat -c %a {SNAPSHOTS}").strip() == "700"
+    host.sh(
+        f"cp {SNAPSHOTS}/c/debs/libcuda1*.deb /run/x; truncate -s -1 /run/x; mv /run/x {SNAPSHOTS}/c/debs/libcuda1*.deb"
+    )
+    assert "was changed since the snapshot" in way_back(host, "restore c")["failure"]
