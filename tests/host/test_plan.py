@@ -56,7 +56,7 @@ def blocked(made: HostPlan) -> str:
 
 @pytest.mark.parametrize("become", [False, True])
 def test_a_plan_changes_nothing_on_the_host(host: ContainerHost, become: bool):
-    host.sh("mkdir -p /root/.cache; runuser -u op -- mkdir -p /home/op/.cache")  # the bundle's cache, left out below
+    host.sh("mkdir -p ~root/.cache; runuser -u op -- mkdir -p /home/op/.cache")  # the bundle's cache, left out below
     before = host.sh(SNAPSHOT)
     made = plan(host, become=become)
     after = host.sh(SNAPSHOT)
@@ -80,11 +80,11 @@ def test_a_bare_host_gets_all_parts_of_an_image(host: ContainerHost):
 
 @contextmanager
 def playing_ubuntu(host: ContainerHost) -> Iterator[None]:
-    host.sh("cp -L /etc/os-release /root/os-release.kept; cat > /usr/lib/os-release", stdin=UBUNTU.encode())
+    host.sh("cp -L /etc/os-release /var/tmp/os-release.kept; cat > /usr/lib/os-release", stdin=UBUNTU.encode())
     try:
         yield
     finally:
-        host.sh("cp /root/os-release.kept /usr/lib/os-release; rm /root/os-release.kept")
+        host.sh("cp /var/tmp/os-release.kept /usr/lib/os-release; rm /var/tmp/os-release.kept")
 
 
 def test_a_host_that_says_ubuntu_24_04_gets_ubuntus_names(host: ContainerHost):
