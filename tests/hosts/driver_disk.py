@@ -22,7 +22,10 @@ from tests.hosts.disk import Disk, cached, content
 from tests.hosts.image import FILES, PACKAGES
 
 KERNEL = "linux-image-cloud-amd64 initramfs-tools"
-OTHER_KERNEL = "linux-image-amd64"
+# The package of the kernel itself: beside its metapackage the role would see to that kernel's headers and module too.
+OTHER_KERNEL = (
+    "$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1)"
+)
 WISH: dict[str, object] = {
     "nvidia_driver_source": "distro",
     "nvidia_driver_module": "proprietary",
