@@ -114,7 +114,7 @@ def test_where_nothing_is_near_what_is_allowed_is_said_once(tmp_path: Path, make
         ('[driver]\nbrnch = "580"', '[driver]: unknown key "brnch"; did you mean "branch"?'),
         ("[frameworks.pytorch]", '[frameworks]: unknown key "pytorch"; did you mean "torch"?'),
         ("[frameworks.torch]\nextra = []", '[frameworks.torch]: unknown key "extra"; did you mean "extras"?'),
-        ('[driver]\nsource = "nvida"', 'source = "nvida" will not do: it has to be one of nvidia, distro, mirror, none'),
+        ('[driver]\nsource = "nvida"', 'source = "nvida" will not do: it has to be one of nvidia, distro'),
         ('[driver]\nsource = "nvida"', 'did you mean "nvidia"?'),
         ("[driver]\nbranch = 580", "branch = 580 will not do"),
         ('[driver]\nbranch = "latest"', 'branch = "latest" will not do: it has to be a branch as "580"'),

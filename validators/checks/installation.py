@@ -131,9 +131,7 @@ def _apt(ctx: Context, files: Files, known: Optional[List[dpkg.Package]]) -> Non
         ctx.measure("apt_source", one.site, labels=labels)
     if not sources:
         ctx.not_applicable("apt_source", "apt has no sources here")
-    pins = [
-        one for one in apt.pins(files) if re.search(r"nvidia|cuda|(^|\s)\*(\s|$)", f"{one.package} {one.pin}", re.I)
-    ]
+    pins = [one for one in apt.pins(files) if _OF_PINS.search(f"{one.package} {one.pin}")]
     for pin in pins[:_MAX_EACH]:
         labels = {"pin": pin.pin, "priority": pin.priority, "file": pin.file}
         ctx.measure("package_pin", pin.package, labels=labels)
