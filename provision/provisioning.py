@@ -177,8 +177,9 @@ def _plans(work: _Work, prepared: tuple[Bundle, tuple[CheckInfo, ...]]) -> tuple
     result = work.play(lambda: Late(bare), BOOTSTRAP)
     good = {name for name, host in result.hosts.items() if host.good}
     again = [host for host in work.hosts if host.name in good and host.name in bare]
+    for failure in result.failures:
+        say(failure.sentence())
     if work.options.check or not again:
-        show_result(result)
         return plans
     later = {plan.host: plan for plan in look(again)}
     return tuple(later.get(plan.host, plan) for plan in plans)

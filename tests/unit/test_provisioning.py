@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from provision.commands import Selection
 from provision.compat.model import Blocker
 from provision.errors import UsageError
 from provision.host_plan.model import HostPlan
@@ -16,7 +17,7 @@ from provision.plays import HostResult, PlayEvent, PlayResult, TaskFailure
 from provision.plays.late import Door, Late
 from provision.plays.view import QUIET_S, Watcher
 from provision.plays.words import check_tags, parse_extra_vars
-from provision.provisioning import exit_code, left_out, without_python
+from provision.provisioning import PlayOptions, exit_code, left_out, provision, without_python
 from provision.remote.start import not_started
 
 
@@ -51,6 +52,23 @@ def test_what_failed_or_is_blocked_goes_before_what_was_not_reached(
     plans: tuple[HostPlan, ...], played: PlayResult | None, code: int
 ) -> None:
     assert exit_code(plans, played) == code
+
+
+def test_a_host_that_is_blocked_is_not_played_on_and_ansible_that_was_started_for_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('[driver]\nbranch = "999"\n')  # blocked on whatever machine this is
+    code = provision(
+        Selection(hosts=("localhost",)), PlayOptions(check=True), profile="./mine.toml", runs=tmp_path / "runs"
+    )
+    assert code == 1
+    said = capsys.readouterr()
+    assert "999" in said.out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "plan.json").read_text())["hosts"][0]["status"] == "blocked"
+    assert json.loads((run / "plays/site.json").read_text())["hosts"] == {}
+    assert (run / "plays/site.jsonl").read_text() == ""
 
 
 def test_each_host_that_is_not_touched_is_said_with_each_reason_and_next_step() -> None:
