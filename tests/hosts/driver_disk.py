@@ -23,9 +23,8 @@ from tests.hosts.image import FILES, PACKAGES
 
 KERNEL = "linux-image-cloud-amd64 initramfs-tools"
 # The package of the kernel itself: beside its metapackage the role would see to that kernel's headers and module too.
-OTHER_KERNEL = (
-    "$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1)"
-)
+OTHER_KERNEL = "linux-image-amd64"
+_DEPENDENCY = f"$(apt-cache depends {OTHER_KERNEL} | sed -n 's/^ *Depends: \\(linux-image-[0-9]\\)/\\1/p' | head -n 1)"
 WISH: dict[str, object] = {
     "nvidia_driver_source": "distro",
     "nvidia_driver_module": "proprietary",
@@ -39,11 +38,12 @@ _APT = "DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends insta
 
 @dataclass(frozen=True)
 class Run:
-    """How a run of the role went: what it changed, how long it took, and each message of it once."""
+    """How a run of the role went: what it changed, how long it took, the tasks that ran, and what asks for a reboot."""
 
     changed: int
     duration_s: float
-    messages: tuple[str, ...]
+    tasks: tuple[str, ...]
+    reboot_reasons: str
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def install(host: ContainerHost) -> list[Run]:
     """Give a container host a kernel, the driver by our role (twice), and a kernel without headers."""
     host.sh(f"apt-get -q update && {_APT} {KERNEL}")
     with tempfile.TemporaryDirectory() as scratch:
-        runs = [play(host, Path(scratch)) for _ in range(2)]
-        told = [_told(one) for one in runs]
-    host.sh(f"{_APT} {OTHER_KERNEL} && apt-get clean")
+        told = [_told(play(host, Path(scratch)), host.sh("cat /run/gpu-bringup/reboot", check=False)) for _ in range(2)]
+    host.sh(f"{_APT} {_DEPENDENCY} && apt-get clean")
     return told
 
 
@@ -97,10 +96,15 @@ def play(host: ContainerHost, directory: Path) -> PlayResult:
     return result
 
 
-def _told(result: PlayResult) -> Run:
-    events = result.events_path.read_text().splitlines() if result.events_path else []
-    messages = dict.fromkeys(str(json.loads(line).get("message", "")) for line in events)
-    return Run(result.changed, round(result.duration_s, 1), tuple(text for text in messages if text))
+def _told(result: PlayResult, reasons: str) -> Run:
+    return Run(result.changed, round(result.duration_s, 1), tasks_run(result), reasons)
+
+
+def tasks_run(result: PlayResult) -> tuple[str, ...]:
+    """Return "role: task" of each task that was not skipped."""
+    lines = result.events_path.read_text().splitlines() if result.events_path else []
+    events = [json.loads(line) for line in lines]
+    return tuple(f"{one.get('role')}: {one.get('task')}" for one in events if one.get("kind") in ("ok", "changed"))
 
 
 def export(host: ContainerHost, tree: Path) -> None:
