@@ -61,7 +61,10 @@ def restore(before):
     """Bring the packages, holds, marks and files back; `left` says what is not as it was."""
     now = packages()
     fresh = [name for name in now if name not in before["packages"]]
-    changed = [name for name, one in before["packages"].items() if now.get(name) != one and one[1][1:2] == "i"]
+    # The first letter is the selection (a hold, say), which marks() brings back.
+    there = {name: [version, status[1:]] for name, (version, status) in now.items()}
+    was = {name: [version, status[1:]] for name, (version, status) in before["packages"].items() if status[1:2] == "i"}
+    changed = [name for name, one in was.items() if there.get(name) != one]
     if fresh:
         purge(fresh)
     if changed:
