@@ -187,6 +187,55 @@ def test_a_good_version_is_installed_held_and_measured_and_the_way_back_is_there
     assert not again["changed"], "a second way back changes nothing"
 
 
+def test_hosts_that_cannot_go_well_are_refused_untouched_and_put_back_into_service(
+    hosts: tuple[ContainerHost, ...], tmp_path: Path
+) -> None:
+    busy, unwilling, sick = hosts[:3]
+    repository = build(tmp_path / "good", versions=[OLD, NEW], toolkits=[])
+    chosen = {host: facts(host) | {"boot": host.sh("cat /proc/sys/kernel/random/boot_id")} for host in hosts[:3]}
+    variables = {
+        host.name: plain_variables(NEW, repository, repository.copy_to(host, NEW_DIRECTORY)) for host in hosts[:3]
+    }
+    # A file in the device's place: what counts is who has that path open.
+    busy.sh("touch /dev/nvidia0; setsid sh -c 'exec 3</dev/nvidia0; exec sleep 1000' >/dev/null 2>&1 & sleep 1")
+    sick.sh(f"echo {OLD} >/etc/stub-nvidia/lost-with")
+    site = tmp_path / "site.sh"
+    site.write_text(
+        f'echo "$1 $BRINGUP_HOST" >>{tmp_path}/calls\n'
+        f'[ "$1" != drain ] || [ "$BRINGUP_HOST" != {unwilling.name} ] || {{ echo node is not known; exit 4; }}\n'
+    )
+    code, run, _ = upgrade(hosts[:3], variables, tmp_path, drain=f"sh {site} drain", undrain=f"sh {site} undrain")
+    assert code == 1 and {ended.outcome for ended in run.hosts.values()} == {"refused"}
+    assert "1 processes are on the GPUs: sleep" in run.hosts[busy.name].detail
+    assert "sh ended with 4: node is not known" in run.hosts[unwilling.name].detail
+    assert "it fails already, before anything was changed" in run.hosts[sick.name].detail
+    for host, before in chosen.items():
+        assert facts(host) | {"boot": host.sh("cat /proc/sys/kernel/random/boot_id")} == before
+    calls = (tmp_path / "calls").read_text().split("\n")
+    assert f"undrain {busy.name}" in calls and f"undrain {unwilling.name}" in calls
+    assert not any(sick.name in call for call in calls), "it was never drained"
+    busy.sh(
+        "rm /dev/nvidia0; for f in /proc/[0-9]*/comm; do grep -qx sleep $f && kill $(echo $f | cut -d/ -f3); done; true"
+    )
+    sick.sh("rm /etc/stub-nvidia/lost-with")
+
+
+def test_days_later_a_host_goes_back_by_a_command_of_its_own(hosts: tuple[ContainerHost, ...], tmp_path: Path) -> None:
+    host = hosts[3]
+    before = facts(host)
+    repository = build(tmp_path / "good", versions=[OLD, NEW], toolkits=[])
+    variables = {host.name: plain_variables(NEW, repository, repository.copy_to(host, NEW_DIRECTORY))}
+    code, _, _ = upgrade([host], variables, tmp_path)
+    assert code == 0 and f"DRIVER version      : {NEW}" in host.sh("nvidia-smi --version")
+    means = Means(bundle_with_double(), tell=lambda line: print(line, flush=True), settle_s=0)
+    selection = Selection((str(tmp_path / "inventory.ini"),))
+    options = Options(to="", rules=Rules(canary=0, wave="100%"), reboot_timeout_s=240)
+    assert command.rollback(selection, options, runs=tmp_path / "back", means=means) == 0
+    assert facts(host) == before
+    (run,) = (tmp_path / "back").iterdir()
+    assert state(read(run)).hosts[host.name].outcome == "rolled_back"
+
+
 def _wait(good: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not good():
