@@ -48,22 +48,8 @@ def criteria_cards() -> tuple[str, ...]:
 
 def _pci_id(gpu_name: str) -> str:
     found = _named(gpu_name)
-    match = _PCI_ID.fullmatch(gpu_name.strip().lower())
-    if match and not found:
-        pci_id = f"10de:{match[1]}"
-        if not card(pci_id).last_branch:
-            raise UsageError(
-                f"the PCI id {pci_id} is not in NVIDIA's list for driver 595",
-                "look its driver up at nvidia.com, and name the branch in a profile for the host that has the card",
-            )
-        return pci_id
     if not found:
-        short = {_normal(name): name for name in known_gpus()}
-        near = [short[one] for one in difflib.get_close_matches(_normal(gpu_name)[:80], short, n=1, cutoff=0.6)]
-        raise UsageError(
-            f'no card is called "{shown(gpu_name)}"' + (f'; did you mean "{near[0]}"?' if near else ""),
-            'a PCI id serves as well, as lspci -n shows it: "10de:2335"',
-        )
+        return _by_id(gpu_name)
     kinds = {_kind(card(*pci_id.split(" "))): pci_id for pci_id in reversed(found)}
     if len(kinds) > 1:
         raise UsageError(
@@ -72,6 +58,26 @@ def _pci_id(gpu_name: str) -> str:
         )
     # An id without a subsystem stands for the card best.
     return min(found, key=lambda pci_id: (" " in pci_id, found.index(pci_id)))
+
+
+def _by_id(text: str) -> str:
+    """What is no name: a PCI id, unless it is a part of a name. ("1080" is not meant for the GTX 580's device 1080.)"""
+    short, wanted = {_normal(name): name for name in known_gpus()}, _normal(text)[:80]
+    alike = [one for one in short if wanted in one.split()]
+    match = _PCI_ID.fullmatch(text.strip().lower())
+    if match and (":" in text or not alike):
+        pci_id = f"10de:{match[1]}"
+        if card(pci_id).last_branch:
+            return pci_id
+        raise UsageError(
+            f"the PCI id {pci_id} is not in NVIDIA's list for driver 595",
+            "look its driver up at nvidia.com, and name the branch in a profile for the host that has the card",
+        )
+    near = alike or difflib.get_close_matches(wanted, short, n=1)
+    raise UsageError(
+        f'no card is called "{shown(text)}"' + (f'; did you mean "{short[near[0]]}"?' if near else ""),
+        'a PCI id serves as well, as lspci -n shows it: "10de:2335"',
+    )
 
 
 def _named(gpu_name: str) -> list[str]:

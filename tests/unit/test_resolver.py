@@ -545,6 +545,7 @@ def test_every_decision_says_its_rule_and_where_that_stands() -> None:
         ("H200-SXM-141GB", "10de:2335 10de:18be"),
         ("10de:2335", "10de:2335"),
         ("2335", "10de:2335"),
+        ("10de:1080", "10de:1080"),
     ],
 )
 def test_a_card_is_found_by_the_name_that_people_give_it(name: str, pci_id: str) -> None:
@@ -563,6 +564,8 @@ def test_a_card_on_one_board_with_an_arm_processor_is_asked_about_as_that(name: 
         ("banana", NOBLE, ['no card is called "banana"']),
         ("", NOBLE, ["no card is called"]),
         ("GT 730", NOBLE, ["cards that differ", "10de:0f02 (Fermi, last branch 390)", "(Kepler, last branch 470)"]),
+        ("4090", NOBLE, ['no card is called "4090"; did you mean', 'RTX 4090"']),
+        ("1080", NOBLE, ['did you mean "NVIDIA GeForce GTX 1080']),
         ("10de:4001", NOBLE, ["10de:4001 is not in NVIDIA's list"]),
         ("T4", "ubuntu-24.10", ['did you mean "ubuntu-24.04"']),
         ("T4", "fedora\x1b", ['"fedora?"']),
