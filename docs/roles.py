@@ -19,7 +19,7 @@ def page() -> str:
     """The whole page, one section a role, in the order of site.yml."""
     names = sorted(path.parent.parent.name for path in (ROOT / "playbooks/roles").glob("*/meta/argument_specs.yml"))
     order = (ROOT / "playbooks/site.yml").read_text(encoding="utf-8")
-    names.sort(key=lambda name: (order.find(f"role: {name}\n") % (1 << 30), name))
+    names.sort(key=lambda name: (order.find(f": {name}\n") % (1 << 30), name))
     return HEAD + "".join(section(name) for name in names)
 
 
