@@ -288,10 +288,14 @@ def test_a_source_of_none_does_nothing(box: DriverHost) -> None:
 
 
 def test_a_host_that_does_not_come_back_is_said_with_its_console(box: DriverHost) -> None:
-    # systemctl that does nothing: the host never goes down, and its boot id stays.
-    book = {"bringup_reboot": True, "bringup_reboot_reasons": ["a test"], "bringup_reboot_timeout_s": 8}
+    # A shutdown that does nothing: the host never goes down, and its boot id stays.
     with program(box, "/usr/local/sbin/shutdown", "exit 0"):
-        said = box.refused(roles=["reboot"], **book)
+        said = box.refused(
+            roles=["reboot"],
+            bringup_reboot=True,
+            bringup_reboot_reasons=["a test wants it"],
+            bringup_reboot_timeout_s=8,
+        )
     assert box.host.name in said
     assert "did not come back in 8 s" in said
     assert "sol activate" in said
