@@ -59,9 +59,9 @@ PLANTED = (
     Planted("postinst-hangs", "did not end within 45 s", "install", breakage="postinst-hangs"),
     Planted("dkms-fails", "post-installation script", "install", breakage="dkms-fails"),
     Planted("missing-dependency", "nobody-has", "install", breakage="missing-dependency"),
-    Planted("file-conflict", "trying to overwrite", "install", breakage="file-conflict"),
+    Planted("file-conflict", "returned an error code", "install", breakage="file-conflict"),
     Planted("truncated", "", "install", breakage="truncated"),
-    Planted("unsigned", "not signed", "install", release="unsigned"),
+    Planted("unsigned", "signed", "install", release="unsigned"),
     Planted("expired", "expired", "install", release="expired"),
     Planted("mirror-dies", "", "install", dies_in="libcuda1"),
     Planted("smi-fails-after-reboot", "no driver answers", "validate", breakage="smi-fails-after-reboot"),
@@ -131,7 +131,8 @@ def planted(host: ContainerHost, plant: Planted, folder: Path) -> Iterator[tuple
         with serve(repository, gateway(host), dies_in=f"{plant.dies_in}_{NEW}") as url:
             yield repository, url
     else:
-        yield repository, repository.copy_to(host, NEW_DIRECTORY)
+        # A place of its own: apt keeps what it has read of a place that it cannot read again.
+        yield repository, repository.copy_to(host, f"{NEW_DIRECTORY}-{plant.name}")
     host.sh("rm -f /etc/stub-nvidia/lost-with /etc/stub-nvidia/hot-with")
 
 
