@@ -250,16 +250,17 @@ def _notes(case: Case, found: Driver, offer: Offer, signed: bool) -> None:
             f"{case.where()} had {offer.version} of branch {branch.number} on {facts().as_of};"
             f" archives do not keep every version, so {found.value} may not be there"
         )
-    if case.machine.secure_boot and not signed:
-        other = case.source != "distro" and any(
-            one.signed and serving(case, one)
-            for one in facts().offers
-            if (one.system, one.source) == (case.system.id, "distro")
-        )
-        case.notes.append(
-            "Secure Boot is on and DKMS builds the module: it loads only once the host's machine owner key is enrolled"
-            + ('; Ubuntu\'s own signed modules (source = "distro") need no key' if other else "")
-        )
+    if case.machine.secure_boot and not signed and case.source != "distro" and _signed_elsewhere(case):
+        case.notes.append('Secure Boot is on: Ubuntu\'s own signed modules (source = "distro") need no key enrolled')
+
+
+def _signed_elsewhere(case: Case) -> bool:
+    """Whether the distribution has a signed module for these cards."""
+    return any(
+        one.signed and serving(case, one)
+        for one in facts().offers
+        if (one.system, one.source) == (case.system.id, "distro")
+    )
 
 
 def note_misfits(case: Case, driver: str) -> None:

@@ -60,7 +60,7 @@ def _headers(facts: Facts, resolution: Resolution) -> Iterator[Change]:
         return
     kernel = facts.text("system.kernel_release")
     if facts.flag("installation.kernel_headers") is False:
-        yield Change("install", f"linux-headers-{kernel}", then=kernel, because="DKMS builds the module against them")
+        yield Change("install", f"linux-headers-{kernel}", because="DKMS builds the module against them")
 
 
 def is_built_here(resolution: Resolution) -> bool:
@@ -77,7 +77,8 @@ def _driver(facts: Facts, resolution: Resolution) -> Iterator[Change]:
     part = resolution.part("driver")
     if part is None:
         return
-    why = part.because[0].rule if part.because else ""
+    named = "." in part.value  # the profile's own word; a branch is the resolver's choice, for its first reason
+    why = "the profile names this version" if named else part.because[0].rule if part.because else ""
     now, there = driver_version(facts), driver_packages(facts)
     yield from _removed(there, part)
     step = _step(now, part.value)
@@ -217,7 +218,8 @@ def reboot_of(facts: Facts, resolution: Resolution) -> tuple[bool, str]:
     if facts.flag("installation.kernel_headers") is False and _another_kernel_next(facts):
         kernel = facts.text("installation.kernel_next")
         return True, f"there are headers for {kernel}, the next boot's kernel, and none for the running one"
-    return False, ""
+    prebuilt = not is_built_here(resolution) and not facts.flag("software.module_for_kernel")
+    return False, "unless the signed modules come with a newer kernel: then from its boot on" if prebuilt else ""
 
 
 def _another_kernel_next(facts: Facts) -> bool:

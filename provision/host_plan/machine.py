@@ -17,13 +17,8 @@ def facts_of(records: Iterable[Record]) -> Facts:
     )
 
 
-def machine_of(records: Iterable[Record]) -> Machine:
-    """The machine of these records (check `system`). What they do not tell stays empty."""
-    return machine_from(facts_of(records))
-
-
 def machine_from(facts: Facts) -> Machine:
-    """The same from facts."""
+    """The machine by its check `system`. What that does not tell stays empty."""
     name, version = facts.text("system.os_id"), facts.text("system.os_version")
     switches = facts.number("system.nvswitch_count")
     secure = facts.flag("system.secure_boot")

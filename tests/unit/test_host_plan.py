@@ -199,6 +199,13 @@ def test_nouveau_is_kept_from_loading_and_the_host_reboots(tmp_path: Path):
     assert "nouveau" in made.reboot_because
 
 
+def test_signed_modules_may_come_with_a_newer_kernel_and_the_plan_says_so(tmp_path: Path):
+    made = plan(tmp_path, replace(STANDARD, wish=Wish(source="distro")))
+
+    assert not made.reboot
+    assert "newer kernel" in made.reboot_because
+
+
 def test_missing_headers_are_installed_first(tmp_path: Path):
     made = plan(tmp_path, **{f"/lib/modules/{KERNEL}/build/Makefile": None})
 
