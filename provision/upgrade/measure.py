@@ -17,7 +17,7 @@ from provision.hosts import Host
 from provision.manifest import Manifest, public_host
 from provision.measuring import run_jobs
 from provision.remote import HostRun, Job
-from provision.report.model import HostReport
+from provision.report.model import HostReport, Status
 from provision.request import Choice, make_plan
 from provision.store import RunDirectory, now
 from provision.verdict import judge
@@ -129,6 +129,13 @@ def _as_asked(host: Host) -> Host:
 def without_idle_checks(report: HostReport) -> HostReport:
     """A host without a framework has no matmul: that is no fault of its driver. With one, it must run."""
     has = any(one.metric == "framework_version" and one.value is not None for one in report.measurements)
-    if has or any(one.check == "matmul" for one in report.measurements):
+    verdicts = tuple(one for one in report.verdicts if one.check != "matmul")
+    if has or len(verdicts) == len(report.verdicts) or any(one.check == "matmul" for one in report.measurements):
         return report
-    return replace(report, verdicts=tuple(one for one in report.verdicts if one.check != "matmul"))
+    seen = {one.status for one in verdicts}
+    order: tuple[Status, ...] = ("FAIL", "ERROR", "WARN", "PASS", "SKIP")
+    status: Status = next((one for one in order if one in seen), "ERROR")
+    first = next((one for one in verdicts if one.status == status), None)
+    said = f"{first.check}.{first.metric}: {first.reason}" if first is not None and status in order[:3] else ""
+    headline = f"{len(report.gpus)} GPUs, no framework to compute with: {said or 'what was measured holds'}"
+    return replace(report, verdicts=verdicts, status=status, headline=headline)

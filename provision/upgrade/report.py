@@ -93,5 +93,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else plain(str(value), _CLIP, lines=True),
     )
+    made.filters.update(short=lambda text: plain(str(text), 240), clock=lambda text: plain(str(text)[11:19]))
     made.filters.update(name=lambda text: plain(str(text), 120), duration=lambda seconds: f"{seconds:.0f} s")
     return made
