@@ -9,7 +9,19 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 EventKind = Literal[
-    "play", "task", "start", "ok", "changed", "failed", "ignored", "unreachable", "skipped", "retry", "warning", "stats"
+    "play",
+    "task",
+    "start",
+    "ok",
+    "note",
+    "changed",
+    "failed",
+    "ignored",
+    "unreachable",
+    "skipped",
+    "retry",
+    "warning",
+    "stats",
 ]
 Status = Literal["successful", "failed", "cancelled", "timeout"]
 
@@ -208,14 +220,17 @@ def parse_event(raw: Mapping[str, object]) -> PlayEvent | None:
         kind = "changed"
     if kind == "failed" and data.get("ignore_errors"):
         kind = "ignored"
-    speaks = kind in {"failed", "ignored", "unreachable", "retry"}
+    module = clean(data.get("resolved_action") or data.get("task_action") or "")
+    if kind == "ok" and module.rpartition(".")[2] == "debug" and res.get("msg"):
+        kind = "note"  # what a role has to say to a person
+    speaks = kind in {"failed", "ignored", "unreachable", "retry", "note"}
     reason = str(res.get("skip_reason", "")) if kind == "skipped" else ""
     return PlayEvent(
         kind,
         host=clean(data.get("host") or ""),
         task=clean(data.get("task") or ""),
         role=clean(data.get("role") or ""),
-        module=clean(data.get("resolved_action") or data.get("task_action") or ""),
+        module=module,
         message=_message(res) if speaks else clean(reason),
         play=clean(data.get("play") or ""),
         diff=_diff(res) if kind in {"ok", "changed"} else "",
@@ -235,6 +250,7 @@ class Tally:
         """Count one event."""
         names: Mapping[EventKind, tuple[str, ...]] = {
             "ok": ("ok",),
+            "note": ("ok",),
             "changed": ("ok", "changed"),
             "failed": ("failed",),
             "ignored": ("ok", "ignored"),

@@ -16,7 +16,7 @@ from provision.report.text import plain
 
 QUIET_S = 30.0
 """Where there is no terminal: after this silence, and then as often, a line says which task each host is at."""
-_TOLD = ("changed", "failed", "unreachable", "ignored", "warning", "retry")
+_TOLD = ("note", "changed", "failed", "unreachable", "ignored", "warning", "retry")
 _AT_ONCE = 4
 
 
@@ -44,7 +44,7 @@ class Watcher:
         """One step: a line for what changed or failed, and where the host is now."""
         if event.kind == "start":
             self._at[event.host] = (_where(event), self.clock())
-        elif event.kind in ("ok", "changed", "failed", "ignored", "unreachable", "skipped"):
+        elif event.kind in ("ok", "note", "changed", "failed", "ignored", "unreachable", "skipped"):
             self._at.pop(event.host, None)
         if event.kind in _TOLD:
             what = f" {event.message}" if event.kind != "changed" and event.message else ""

@@ -37,6 +37,16 @@ def test_an_ok_that_changed_something_is_a_change() -> None:
     assert parsed("runner_on_ok", res={"changed": False}).kind == "ok"
 
 
+def test_what_a_role_has_to_say_reaches_the_reader() -> None:
+    words = "a reboot is needed: driver 580 is loaded"
+    said = parsed("runner_on_ok", resolved_action="ansible.builtin.debug", res={"msg": words, "changed": False})
+    assert (said.kind, said.message) == ("note", words)
+    tally = Tally()
+    tally.add(said)
+    assert tally.hosts["box"].good
+    assert parsed("runner_on_ok", res={"msg": "of another module", "changed": False}).message == ""
+
+
 def test_a_failure_that_the_play_ignores_does_not_count_as_one() -> None:
     tally = Tally()
     tally.add(parsed("runner_on_failed", res={"msg": "no"}, ignore_errors=True))

@@ -65,9 +65,8 @@ def processes(ignored):
         if re.match(r"/dev/nvidia(\d|ctl|-uvm)", target):
             pid = link.parts[2]
             found[pid] = text(f"/proc/{pid}/comm") or "?"
-    return [
-        f"{name} ({pid})" for pid, name in sorted(found.items(), key=lambda one: int(one[0])) if name not in ignored
-    ]
+    ours = {name[:15] for name in ignored}  # the kernel keeps that much of a name
+    return [f"{name} ({pid})" for pid, name in sorted(found.items(), key=lambda one: int(one[0])) if name not in ours]
 
 
 def where():
