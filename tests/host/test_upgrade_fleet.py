@@ -49,7 +49,7 @@ def test_ten_hosts_in_waves_with_failures_and_an_operator_that_dies(
     lines = [host.inventory_line(bringup_serial_group=f"pair{at // 2}") for at, host in enumerate(hosts)]
     inventory.write_text("\n".join(lines) + "\n")
     words: dict[str, object] = {"inventory": str(inventory), "variables": plain_variables(NEW, good, NEW_URL)}
-    options = {"to": NEW, "rules": {"canary": 1, "wave": "3"}, "install_timeout_s": 300, "reboot_timeout_s": 300}
+    options = {"to": NEW, "rules": {"canary": 1, "wave": "4"}, "install_timeout_s": 300, "reboot_timeout_s": 300}
 
     # The card of the first host does not bear the new driver: nothing else is touched.
     _lose_with(first, NEW)
