@@ -2,6 +2,7 @@
 
 Reads standard input. OpenPGP packets: RFC 9580, sections 4.2 (headers), 5.5.4 (fingerprints) and 6.2 (armour).
 """
+
 import base64
 import hashlib
 import sys
@@ -55,18 +56,21 @@ def fingerprints(data):
     for tag, body in packets(data):
         if tag == 6:
             if body[:1] != b"\x04":
-                raise ValueError("a key of version %s" % body[:1].hex())
-            found.append(hashlib.sha1(b"\x99" + len(body).to_bytes(2, "big") + body).hexdigest().upper())
+                raise ValueError(f"a key of version {body[:1].hex()}")
+            # RFC 4880, 12.2: a fingerprint of version 4 is a SHA-1.
+            digest = hashlib.sha1(b"\x99" + len(body).to_bytes(2, "big") + body, usedforsecurity=False)
+            found.append(digest.hexdigest().upper())
     return found
 
 
 def main():
+    """Say the key's form (asc or gpg) and its fingerprints, or that it is unreadable."""
     data = sys.stdin.buffer.read(1 << 20)
     armoured = b"-----BEGIN PGP PUBLIC KEY BLOCK-----" in data
     try:
         found = [one for block in (blocks(data) if armoured else [data]) for one in fingerprints(block)]
     except (ValueError, IndexError) as error:
-        print("unreadable (%s)" % error)
+        print(f"unreadable ({error})")
         return
     print("asc" if armoured else "gpg", ",".join(found))
 
