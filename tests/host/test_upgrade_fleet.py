@@ -85,12 +85,10 @@ def test_ten_hosts_in_waves_with_failures_and_an_operator_that_dies(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = (run / "upgrade.jsonl").read_bytes()
-    assert _operate("resume", {"run": str(run)}) == 1, "stopped for the failure of before: --max-fail is not kept"
+    assert _operate("resume", {"run": str(run)}) == 1  # what --max-fail was told before is kept
     found = state(read(run))
-    assert all(found.hosts[name].outcome == "done" for name in waves[2]), found.hosts
+    assert all(sum(step.phase == "install" for step in found.hosts[name].steps) == 2 for name in waves[2])
     assert (run / "upgrade.jsonl").read_bytes().startswith(before)
-    assert _operate("resume", {"run": str(run), "max_fail": 1}) == 1
-    found = state(read(run))
     assert {name: host.outcome for name, host in found.hosts.items()} == {
         host.name: "rolled_back" if host is bad else "done" for host in hosts
     }
