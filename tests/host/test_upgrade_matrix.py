@@ -199,7 +199,7 @@ def test_hosts_that_cannot_go_well_are_refused_untouched_and_put_back_into_servi
     }
     # A file in the device's place: what counts is who has that path open.
     busy.sh("touch /dev/nvidia0; setsid sh -c 'exec 3</dev/nvidia0; exec sleep 1000' >/dev/null 2>&1 & sleep 1")
-    sick.sh(f"echo {OLD} >/etc/stub-nvidia/lost-with")
+    sick.sh(f"mkdir -p /etc/stub-nvidia; echo {OLD} >/etc/stub-nvidia/lost-with")
     site = tmp_path / "site.sh"
     site.write_text(
         f'echo "$1 $BRINGUP_HOST" >>{tmp_path}/calls\n'
