@@ -62,7 +62,6 @@ PLANTED = (
     Planted("file-conflict", "returned an error code", "install", breakage="file-conflict"),
     Planted("truncated", "", "install", breakage="truncated"),
     Planted("unsigned", "signed", "install", release="unsigned"),
-    Planted("expired", "expired", "install", release="expired"),
     Planted("mirror-dies", "", "install", dies_in="libcuda1"),
     Planted("smi-fails-after-reboot", "no driver answers", "validate", breakage="smi-fails-after-reboot"),
     Planted("wrong-module-version", "version mismatch", "validate", breakage="wrong-module-version"),
