@@ -263,6 +263,6 @@ def test_a_host_that_was_not_reached_is_told_once(tmp_path: Path):
     (tmp_path / "hosts.ini").write_text("gone ansible_host=127.0.0.1 ansible_port=1\n")
     done = bringup("validate", "-i", "hosts.ini", "--level", "1", cwd=tmp_path)
     assert done.returncode == 3
-    assert "4 planned checks have no outcome for this reason" in done.stdout
+    assert "5 planned checks have no outcome for this reason" in done.stdout
     assert "gone: gone" not in done.stdout + done.stderr
     assert done.stdout.count("no SSH server on that port") == 2, "the headline and the verdict"

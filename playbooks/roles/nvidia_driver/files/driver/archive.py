@@ -9,7 +9,7 @@ RELEASE = re.compile(r"^\d{3,}\.\d+(\.\d+)?$")
 OURS = re.compile(
     r"^(nvidia-(driver(?!-assistant)|dkms|kernel|open|headless|utils|compute-utils|smi|modprobe|persistenced|settings|firmware"
     r"|alternative|legacy|tesla|vulkan|egl|opencl|vdpau)|libnvidia-(?!container|ml-dev)|libcuda1"
-    r"|libcudadebugger|cuda-drivers|cuda-compat|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia"
+    r"|libcudadebugger|cuda-drivers|xserver-xorg-video-nvidia|linux-(modules|objects|signatures)-nvidia"
     r"|firmware-nvidia-gsp|libnvcuvid|libnvoptix)"
 )
 CORE = re.compile(
