@@ -126,7 +126,7 @@ def run_play(
                 )
                 record.finish(result)
         if not result.hosts and status != "cancelled":
-            raise _not_started(private, book.name, secrets)
+            raise _not_started(private, book.name, limit, secrets)
         return result
     finally:
         end_ssh_masters(private / "cp")
@@ -256,9 +256,10 @@ def _error(said: str) -> str:
     return clean(said[last:] if last >= 0 else "\n".join(said.splitlines()[-8:]))
 
 
-def _not_started(private: Path, book: str, secrets: set[str]) -> PlayError | InventoryError:
+def _not_started(private: Path, book: str, limit: str, secrets: set[str]) -> PlayError | InventoryError:
     """Say in Ansible's own words why no host saw a task."""
     said = clean(_said(private, secrets))
     if "no hosts" in said.lower() or "inventory" in said.lower():
-        return InventoryError(f"Ansible found no host to run {book} on: {said}", hint="check -i and --limit")
+        limited = f" with --limit {limit}" if limit else ""
+        return InventoryError(f"Ansible found no host to run {book} on{limited}: {said}", hint="check -i and --limit")
     return PlayError(f"Ansible could not run {book}: {said or 'it said nothing'}")
