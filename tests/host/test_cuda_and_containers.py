@@ -315,7 +315,9 @@ SPY = """#!/bin/sh
 { echo "argv: $0 $*"; tr '\\0' '\\n' </proc/$PPID/cmdline; env; } >>/var/tmp/docker-calls
 exec /usr/bin/docker.real "$@"
 """
-SAMPLER = "while :; do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\000' ' ' >>/var/tmp/processes; sleep 0.1; done"
+SAMPLER = """#!/bin/sh
+while :; do cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' >>/var/tmp/processes; sleep 0.1; done
+"""
 
 
 def test_an_image_comes_by_digest_and_the_key_is_seen_nowhere(
@@ -325,7 +327,8 @@ def test_an_image_comes_by_digest_and_the_key_is_seen_nowhere(
     image = site.registry.image
     site.host.sh("rm -rf /root/.docker; mv /usr/bin/docker /usr/bin/docker.real")
     site.host.sh("cat >/usr/bin/docker; chmod 0755 /usr/bin/docker", stdin=SPY.encode())
-    site.host.sh(f"systemd-run --quiet --unit=sampler sh -c '{SAMPLER}'".replace("\\000", "\\\\000"))
+    site.host.sh("cat >/usr/local/bin/sampler; chmod 0755 /usr/local/bin/sampler", stdin=SAMPLER.encode())
+    site.host.sh("systemd-run --quiet --unit=sampler /usr/local/bin/sampler")
     try:
         assert site.done("ngc", check=True, ngc_images=[image]).changed >= 2
         first = site.done("ngc", ngc_images=[image])

@@ -114,7 +114,7 @@ def test_a_mirror_that_dies_in_the_middle_of_a_download_is_said(box: DriverHost)
         said = refused_and_untouched(box)
     box.done(roles=["nvidia_repository"])
     assert "the repository broke off during the download" in said
-    assert "libcuda1_580.159.04-1_amd64.deb" in said
+    assert "libcuda1" in said
 
 
 def test_a_signature_from_the_future_is_the_clock_s_fault(box: DriverHost) -> None:

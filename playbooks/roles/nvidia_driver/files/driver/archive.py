@@ -18,6 +18,10 @@ CORE = re.compile(
     r"|nvidia-headless|cuda-drivers|nvidia-firmware|libnvidia-)"
 )
 
+MODULES = re.compile(
+    r"^(nvidia-dkms(-\d+)?(-server)?(-open)?|nvidia-(kernel|open-kernel|kernel-open)-dkms|nvidia-open(-\d+)?|cuda-drivers(-\d+)?)$"
+)
+
 
 def upstream(version):
     """Return the driver's version of a package's: 580.159.04 of 580.159.04-1ubuntu1; empty where it is none."""

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from archive import CORE, OURS, Apt, upstream
+from archive import CORE, MODULES, OURS, Apt, upstream
 from look import library, modules, processes, run, run_file, smi, text, unit, unlike, where
 
 SIMULATE = [
@@ -210,6 +210,10 @@ def simulate(apt, targets, first, drivers, number):
         if name not in targets:
             other = apt.choose(name, number)
             words.append(f"{name}={other}" if upstream(other) == number else f"{name}-")
+    if any(MODULES.match(name) for name in targets):
+        # There is room for one kernel module: the other flavour's, and what drags it along, goes.
+        other = [name for name in drivers if MODULES.match(name) and name not in targets]
+        words += [f"{name}-" for name in other if f"{name}-" not in words]
     named = {*targets, *strays(drivers, number)}
     for _ in range(ROUNDS):
         status, said = run(*SIMULATE, *first, *words, timeout_s=180)
