@@ -67,6 +67,9 @@ def restore(before):
     changed = [name for name, one in was.items() if there.get(name) != one]
     if fresh:
         purge(fresh)
+    # apt refuses while dpkg is in the middle of something, and a script that hung would hang again.
+    silence([name for name in changed if there.get(name, ["", ""])[1][:1] in "UFH"], "postinst")
+    run("dpkg", "--force-confold", "--configure", "-a", timeout_s=600)
     if changed:
         words = [f"{name}={before['packages'][name][0]}" for name in changed]
         if run(*APT, "--reinstall", "install", *words, timeout_s=1800)[0]:
@@ -97,12 +100,17 @@ def purge(names):
     """Remove packages in whatever state; a removal script that fails is put out of the way."""
     if run("dpkg", *FORCE, "--purge", *names, timeout_s=600)[0] == 0:
         return
+    silence(names, "prerm", "postrm")
+    run("dpkg", *FORCE, "--purge", *names, timeout_s=600)
+
+
+def silence(names, *scripts):
+    """Put scripts of packages out of the way; another version of a package brings its own."""
     for name in names:
-        for script in ("prerm", "postrm"):
+        for script in scripts:
             path = Path("/var/lib/dpkg/info") / f"{name}.{script}"
             if path.is_file():
                 path.write_text("#!/bin/sh\nexit 0\n")
-    run("dpkg", *FORCE, "--purge", *names, timeout_s=600)
 
 
 def marks(before, holds):
