@@ -10,8 +10,8 @@ PACKAGES := $(shell sed 's/\#.*//' tests/hosts/packages.txt)
 .PHONY: help demo test test-all lint deps format clean
 help:
 	@echo 'make demo      first contact: this machine validated over real SSH, a report at the end'
-	@echo 'make test      everything that runs here in a few minutes, on real hosts in containers'
-	@echo 'make test-all  the same, and the slow hosts (a virtual machine)'
+	@echo 'make test      what runs here in 20 minutes or so, on real hosts in containers'
+	@echo 'make test-all  the same, and the slow hosts: virtual machines, the real driver, upgrades'
 	@echo 'make lint      ruff, mypy --strict, ansible-lint'
 
 $(VENV)/ready: pyproject.toml constraints.txt

@@ -20,7 +20,7 @@ from tests.hosts.nvidia_repository import gateway, serve
 from tests.hosts.nvidia_repository.deb import Package, write_packages
 from tests.need import need
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
