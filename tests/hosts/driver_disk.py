@@ -104,7 +104,8 @@ def tasks_run(result: PlayResult) -> tuple[str, ...]:
     """Return "role: task" of each task that was not skipped."""
     lines = result.events_path.read_text().splitlines() if result.events_path else []
     events = [json.loads(line) for line in lines]
-    return tuple(f"{one.get('role')}: {one.get('task')}" for one in events if one.get("kind") in ("ok", "note", "changed"))
+    ran = [one for one in events if one.get("kind") in ("ok", "note", "changed")]
+    return tuple(f"{one.get('role')}: {one.get('task')}" for one in ran)
 
 
 def export(host: ContainerHost, tree: Path) -> None:
