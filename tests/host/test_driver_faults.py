@@ -289,13 +289,17 @@ def test_a_source_of_none_does_nothing(box: DriverHost) -> None:
 
 def test_a_host_that_does_not_come_back_is_said_with_its_console(box: DriverHost) -> None:
     # A shutdown that does nothing: the host never goes down, and its boot id stays.
-    with program(box, "/usr/local/sbin/shutdown", "exit 0"):
-        said = box.refused(
-            roles=["reboot"],
-            bringup_reboot=True,
-            bringup_reboot_reasons=["a test wants it"],
-            bringup_reboot_timeout_s=8,
-        )
+    box.sh("mv /usr/sbin/shutdown /usr/sbin/shutdown.real")
+    try:
+        with program(box, "/usr/sbin/shutdown", "exit 0"):
+            said = box.refused(
+                roles=["reboot"],
+                bringup_reboot=True,
+                bringup_reboot_reasons=["a test wants it"],
+                bringup_reboot_timeout_s=8,
+            )
+    finally:
+        box.sh("mv /usr/sbin/shutdown.real /usr/sbin/shutdown")
     assert box.host.name in said
     assert "did not come back in 8 s" in said
     assert "sol activate" in said
