@@ -54,7 +54,8 @@ class Engine:
         for kind in (("ps", "-a"), ("network", "ls")):
             for value in set(self(*kind, "--filter", f"label={LABEL}", "--format", shown).split()):
                 if not Path(f"/proc/{value}").exists():
-                    self.remove(f"{LABEL}={value}")
+                    with contextlib.suppress(subprocess.CalledProcessError):  # another run may be at the same
+                        self.remove(f"{LABEL}={value}")
 
 
 def running_engine() -> Engine | None:
