@@ -18,15 +18,19 @@ import pytest
 from provision.errors import InventoryError, PlayError, UsageError
 from provision.hosts import Host
 from provision.plays import PlayResult, run_play
-from tests.hosts.containers import ContainerHost
+from tests.hosts.containers import ContainerHost, available
+from tests.hosts.containers import container_hosts as start
 from tests.hosts.image import CAREFUL_USER, SUDO_PASSWORD
+from tests.need import need
 
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture
-def box(container_hosts: tuple[ContainerHost, ...]) -> ContainerHost:
-    return container_hosts[2]
+@pytest.fixture(scope="module")
+def box() -> Iterator[ContainerHost]:
+    need(available(), "no Docker engine runs, and root with docker.io, debootstrap and iptables could start one")
+    with start(1) as (host,):
+        yield host
 
 
 def preflight(host: Host, artifacts: Path, **variables: object) -> PlayResult:

@@ -12,13 +12,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from provision.plays import PlayEvent, PlayResult, run_play
-from tests.hosts.containers import ContainerHost
+from tests.hosts.containers import ContainerHost, available
+from tests.hosts.containers import container_hosts as start
+from tests.need import need
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -40,9 +43,16 @@ class Story:
 
 
 @pytest.fixture(scope="module")
+def container_hosts() -> Iterator[tuple[ContainerHost, ...]]:
+    need(available(), "no Docker engine runs, and root with docker.io, debootstrap and iptables could start one")
+    with start(2) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
 def nvtop_tree(container_hosts: tuple[ContainerHost, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """nvtop's upstream source, which Debian 13's source package consists of, fetched by a host from its mirror."""
-    host = container_hosts[2]
+    host = container_hosts[1]
     directory = tmp_path_factory.mktemp("nvtop")
     host.sh(
         "uri=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | head -1)\n"
@@ -63,7 +73,7 @@ def story(
     base = tmp_path_factory.mktemp("site")
     inventory = base / "inventory"
     (inventory / "host_vars").mkdir(parents=True)
-    lines = [host.inventory_line() for host in container_hosts[:2]]
+    lines = [host.inventory_line() for host in container_hosts]
     (inventory / "hosts.ini").write_text("\n".join(["[gpu]", *lines, "[gpu:vars]", "docker_source=distro"]) + "\n")
     second = {
         "nvtop_from": "source",
@@ -104,7 +114,7 @@ def test_a_check_after_it_finds_nothing_to_change(story: Story) -> None:
 def test_nvtop_is_there_from_the_package_and_from_the_source(
     story: Story, container_hosts: tuple[ContainerHost, ...]
 ) -> None:
-    first, second = container_hosts[:2]
+    first, second = container_hosts
     assert "nvtop version" in first.sh("/usr/bin/nvtop --version")
     assert first.sh("dpkg-query -W -f '${Status}' nvtop") == "install ok installed"
     assert NVTOP_SOURCE in second.sh("/usr/local/bin/nvtop --version")
@@ -112,13 +122,13 @@ def test_nvtop_is_there_from_the_package_and_from_the_source(
 
 
 def test_the_docker_daemon_runs_and_survives_a_reboot(story: Story, container_hosts: tuple[ContainerHost, ...]) -> None:
-    for host in container_hosts[:2]:
+    for host in container_hosts:
         assert host.sh("docker info --format '{{.ServerVersion}}'").strip()[0].isdigit()
         assert host.sh("systemctl is-enabled docker").strip() == "enabled"
 
 
 def test_the_daemon_s_options_and_users_are_live(story: Story, container_hosts: tuple[ContainerHost, ...]) -> None:
-    first, second = container_hosts[:2]
+    first, second = container_hosts
     assert second.sh("docker info --format '{{.LoggingDriver}}'").strip() == "local"
     assert first.sh("docker info --format '{{.LoggingDriver}}'").strip() == "json-file"
     assert "docker" in second.sh("id -nG op").split()
@@ -151,7 +161,7 @@ def test_what_is_kept_is_one_line_an_event_and_a_summary(story: Story) -> None:
 def test_the_hosts_are_then_validated_over_ssh_and_told_the_truth(
     story: Story, container_hosts: tuple[ContainerHost, ...], tmp_path: Path
 ) -> None:
-    lines = [host.inventory_line(expect_nvtop="3", expect_docker="'20.10'") for host in container_hosts[:2]]
+    lines = [host.inventory_line(expect_nvtop="3", expect_docker="'20.10'") for host in container_hosts]
     (tmp_path / "hosts.ini").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-c", "from provision.cli import main; main()", "validate", "-i", "hosts.ini", "--json"]
     done = subprocess.run(

@@ -10,6 +10,7 @@ By hand: `python -m tests.hosts.containers 2` starts two, prints an inventory an
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import signal
@@ -23,11 +24,13 @@ from pathlib import Path
 
 from provision.hosts import Host
 from tests.hosts.engine import LABEL, Engine, can_start_engine, engine, running_engine
-from tests.hosts.image import USER, build, can_pull
+from tests.hosts.image import USER, build, cache_directory, can_pull
 
 CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE", "SYS_BOOT", "NET_RAW", "SYS_NICE", "DAC_READ_SEARCH")
 SUBNETS = (*(f"172.{second}.{third}" for second in (30, 29) for third in range(0, 80, 11)), "10.213.77")
 SESSION = f"{LABEL}-session"
+WATCHES_PER_HOST = 8
+"""inotify instances that a host's systemd, dbus and logind hold, rounded up."""
 _sessions = itertools.count(1)
 
 
@@ -85,6 +88,7 @@ def container_hosts(count: int) -> Iterator[tuple[ContainerHost, ...]]:
     """Start hosts and wait until each answers over SSH. All of it is gone at the end."""
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bringup-hosts-")))
+        stack.enter_context(_room(count))
         docker = stack.enter_context(engine())
         key = directory / "key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
@@ -103,6 +107,36 @@ def container_hosts(count: int) -> Iterator[tuple[ContainerHost, ...]]:
         for host in hosts:
             _wait(host)
         yield hosts
+
+
+@contextlib.contextmanager
+def _room(count: int) -> Iterator[None]:
+    """Wait until there is room for so many more: a systemd that gets no inotify instance does not boot."""
+    limit = int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+    places = max(10, limit // WATCHES_PER_HOST - 2)
+    directory = cache_directory() / "room"
+    directory.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as held:
+        # One at a time, or two who each hold half of the room wait for one another.
+        with (directory / "queue").open("w") as queue:
+            fcntl.flock(queue, fcntl.LOCK_EX)
+            free = [directory / str(number) for number in range(places)]
+            while count:
+                for path in tuple(free):
+                    place = path.open("w")
+                    try:
+                        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        place.close()
+                        continue
+                    held.enter_context(place)
+                    free.remove(path)
+                    count -= 1
+                    if not count:
+                        break
+                else:
+                    time.sleep(0.5)
+        yield
 
 
 def _network(docker: Engine, session: str) -> str:

@@ -17,7 +17,7 @@ useradd -m -s /bin/bash careful
 echo 'careful:correct-horse-battery' | chpasswd
 echo 'careful ALL=(ALL) ALL' >/etc/sudoers.d/careful
 for unit in apt-daily.timer apt-daily-upgrade.timer systemd-networkd-wait-online.service \
-    systemd-udevd.service systemd-udev-trigger.service systemd-resolved.service getty.target; do
+    systemd-udevd.service systemd-udev-trigger.service systemd-resolved.service getty.target user@.service; do
     ln -sf /dev/null "/etc/systemd/system/$unit"
 done
 echo 'UseDNS no' >/etc/ssh/sshd_config.d/tests.conf
