@@ -37,7 +37,10 @@ def _idle_driver(facts: Facts) -> str:
     if not built.value:
         return f"; driver {version} is installed, and not for the running kernel {kernel}"
     if facts.is_not_applicable("software.module_loaded_version"):
-        return f"; driver {version} is installed for this kernel: {facts.why('software.module_loaded_version')}"
+        # Of why no module is loaded, only what the kernel says is news here.
+        parts = facts.why("software.module_loaded_version").split("; ")
+        said = "".join(f"; {part}" for part in parts if part.startswith("the kernel's log"))
+        return f"; driver {version} is installed for this kernel and waits for one{said}"
     return f"; driver {version} is installed for this kernel"
 
 

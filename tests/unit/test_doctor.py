@@ -436,13 +436,15 @@ def test_an_answer_from_fewer_gpus_than_nvml_reaches_is_not_enough():
     assert is_first_broken(walk(two, OUTCOMES), "CUDA context")
 
 
-IDLE = "no nvidia module is loaded; x.ko is there for this kernel; the kernel's log: NVRM: No NVIDIA GPU found."
+LOG = "the kernel's log: NVRM: No NVIDIA GPU found."
+IDLE = f"no nvidia module is loaded; x.ko is there for this kernel, and no NVIDIA GPU on the PCI bus; {LOG}"
+IDLE_WORDS = (f"is installed for this kernel and waits for one; {LOG}",)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("software.module_loaded_version", (NOT_APPLICABLE, IDLE)), ("is installed for this kernel: " + IDLE,)),
+        (("software.module_loaded_version", (NOT_APPLICABLE, IDLE)), IDLE_WORDS),
         (
             ("software.module_for_kernel", {"value": False, "labels": {"kernel": "6.1.0-50-amd64"}}),
             ("is installed, and not for the running kernel 6.1.0-50-amd64",),
