@@ -207,7 +207,7 @@ def _go(journal: Journal, order: Order, hosts: Sequence[Host], means: Means) -> 
             variables=order.variables or {},
             roles=order.roles,
             snapshot=order.snapshot,
-            notes=Notes(journal.folder / "snapshots"),
+            notes=Notes((journal.folder / "snapshots").absolute()),  # Ansible's `fetch` would put it beside the play
             settle_s=means.settle_s,
         )
         first: Phase = "restore" if order.first == "restore" else "before"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,12 +13,16 @@ from provision.cli import app
 from provision.commands import Selection
 from provision.errors import UsageError
 from provision.hosts import Host
-from provision.upgrade import command
+from provision.upgrade import command, plays
 from provision.upgrade.journal import Event, Journal
 from provision.upgrade.model import Means, Options, Prepared
 from provision.upgrade.waves import Rules
 
 MEANS = Means(Bundle(b"", ""))
+
+
+class Stop(Exception):
+    """Ends a command in its middle."""
 
 
 def planner(hosts: Sequence[Host]) -> Prepared:
@@ -75,6 +79,26 @@ def test_a_run_whose_host_has_left_the_inventory_says_so(tmp_path: Path) -> None
         journal.write(Event("plan", data=body))
     with pytest.raises(UsageError, match="no longer has gone"):
         command.resume(tmp_path, means=MEANS)
+
+
+def test_what_the_plays_fetch_lies_where_it_is_read_wherever_the_run_directory_was_named_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ansible's `fetch` takes a relative place for one beside the playbook."""
+    given: list[Mapping[str, object]] = []
+
+    def run_play(_book: str, _inventory: object, *, extra_vars: Mapping[str, object], **_more: object) -> None:
+        given.append(extra_vars)
+        raise Stop
+
+    monkeypatch.setattr(plays, "run_play", run_play)
+    monkeypatch.chdir(tmp_path)
+    chosen = inventory(tmp_path, "h1")
+    with pytest.raises(Stop):
+        command.rollback(chosen, Options(""), runs=Path("r"), means=MEANS)
+    (run,) = (tmp_path / "r").iterdir()
+    folder = str(given[0]["bringup_upgrade_folder"])
+    assert folder == str(run / "snapshots")
 
 
 @pytest.mark.parametrize(
