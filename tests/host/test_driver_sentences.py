@@ -146,6 +146,12 @@ AGREE: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
         {},
         ["nvidia-smi fails (12): no library"],
     ),
+    "no nvidia-smi": (
+        {"smi": {"status": 127, "said": "", "version": ""}},
+        {"bringup_reboot_needed": True},
+        ["no nvidia-smi on this host, which has 1 NVIDIA GPUs", "nvidia_driver_packages: nvidia-driver-cuda"],
+    ),
+    "no nvidia-smi and no GPU": ({"gpus": 0, "loaded": "", "smi": {"status": 127, "said": "", "version": ""}}, {}, []),
 }
 
 
@@ -156,6 +162,7 @@ def answers(cases: dict[str, Any], parts: list[str], folder: Path) -> dict[str, 
         "nvidia_driver_allow_running_processes": False,
         "nvidia_driver_version": "",
         "bringup_rebooted": False,
+        "bringup_reboot_needed": False,
         "_nvidia_driver_modprobe": {},
     }
     include = [
@@ -246,6 +253,8 @@ def test_verification_says_what_does_not_agree(agree: dict[str, str], name: str)
 def test_a_host_without_a_gpu_is_not_called_a_success(agree: dict[str, str]) -> None:
     assert "modprobe says: No such device" in agree["no GPU"]
     assert "the driver was not seen at work" in agree["no GPU"]
+    assert "There is no nvidia-smi" in agree["no nvidia-smi and no GPU"]
+    assert "the driver was not seen at work" in agree["no nvidia-smi and no GPU"]
     assert "nvidia-smi works" in agree["all is well"]
 
 

@@ -13,6 +13,7 @@ from provision.errors import UsageError
 H200, B200, B300, V100, K520, K80 = "10de:2335", "10de:2901", "10de:3182", "10de:1db1", "10de:118a", "10de:102d"
 GTX_1080_TI, GTX_970, T4, GTX_480, GEFORCE_6800 = "10de:1b06", "10de:13c2", "10de:1eb8", "10de:06c0", "10de:0041"
 NOBLE, RESOLUTE, JAMMY, BOOKWORM, TRIXIE = "ubuntu-24.04", "ubuntu-26.04", "ubuntu-22.04", "debian-12", "debian-13"
+BLACKWELL = ("nvidia-fabricmanager", "libnvidia-nscq", "libnvsdm", "nvidia-imex", "libibumad3", "infiniband-diags")
 ALL = {"torch": "auto", "tensorflow": "auto", "jax": "auto"}
 
 
@@ -217,8 +218,14 @@ def test_a_date_of_low_confidence_does_not_rule_a_branch_out() -> None:
         (V100, NOBLE, "nvidia", {}, "libnvidia-compute-580 nvidia-dkms-580 nvidia-utils-580"),
         (H200, NOBLE, "nvidia", {"scope": "full"}, "nvidia-open-580"),
         (V100, NOBLE, "mirror", {"scope": "full"}, "cuda-drivers-580"),
-        (H200, NOBLE, "nvidia", {"branch": "595"}, "libnvidia-compute nvidia-dkms-open"),
-        (H200, NOBLE, "nvidia", {"branch": "595", "module": "proprietary"}, "libnvidia-compute nvidia-dkms"),
+        (H200, NOBLE, "nvidia", {"branch": "595"}, "libnvidia-compute nvidia-dkms-open nvidia-utils"),
+        (
+            H200,
+            NOBLE,
+            "nvidia",
+            {"branch": "595", "module": "proprietary"},
+            "libnvidia-compute nvidia-dkms nvidia-utils",
+        ),
         (H200, TRIXIE, "nvidia", {}, "nvidia-driver-cuda nvidia-kernel-open-dkms"),
         (H200, TRIXIE, "nvidia", {"scope": "full"}, "nvidia-open"),
         (K520, BOOKWORM, "distro", {"scope": "full"}, "nvidia-tesla-470-driver"),
@@ -232,6 +239,16 @@ def test_the_packages_are_named_as_their_source_names_them(
 
     assert " ".join(packages(found)) == expected
     assert ("repository" in values(found)) == (source != "distro")
+
+
+def test_every_driver_for_computing_names_the_package_that_has_nvidia_smi() -> None:
+    without = [
+        (offer.system, offer.source, offer.branch, name)
+        for offer in facts().offers
+        for name, flavour in offer.modules.items()
+        if not any(one.startswith("nvidia-utils") or one.endswith(("-smi", "-driver-cuda")) for one in flavour.compute)
+    ]
+    assert without == []
 
 
 @pytest.mark.parametrize(
@@ -290,8 +307,8 @@ def test_under_secure_boot_signed_modules_elsewhere_are_pointed_at(
     [
         (H200, NOBLE, Wish(), ("nvidia-fabricmanager", "libnvidia-nscq")),
         (H200, NOBLE, Wish("distro"), ("nvidia-fabricmanager-580", "libnvidia-nscq-580")),
-        (B200, NOBLE, Wish(), ("nvlink5-580", "libibumad3", "infiniband-diags")),
-        (B200, RESOLUTE, Wish(), ("nvlink5", "libibumad3", "infiniband-diags")),
+        (B200, NOBLE, Wish(), ("nvlink5-580", *BLACKWELL)),
+        (B200, RESOLUTE, Wish(), ("nvlink5", *BLACKWELL)),
     ],
 )
 def test_nvswitches_bring_the_fabric_manager_of_the_drivers_version(
