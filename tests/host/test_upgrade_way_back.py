@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from provision.upgrade.plays import Plays
 from tests.host.upgrade_hosts import plain_install
 from tests.hosts.containers import ContainerHost, available, container_hosts
 from tests.hosts.nvidia_repository import build
@@ -128,3 +129,23 @@ def test_old_snapshots_go_and_a_damaged_one_is_not_used(host: ContainerHost) -> 
         f"cp {SNAPSHOTS}/c/debs/libcuda1*.deb /run/x; truncate -s -1 /run/x; mv /run/x {SNAPSHOTS}/c/debs/libcuda1*.deb"
     )
     assert "was changed since the snapshot" in way_back(host, "restore c")["failure"]
+
+
+def test_a_drained_host_is_one_that_the_installation_takes(host: ContainerHost, tmp_path: Path) -> None:
+    """Files stand in for the devices: what counts is who has such a path open."""
+
+    def idle() -> str:
+        results = Plays(tmp_path, [host.host()]).run("upgrade.yml", "idle", [host.name], tags=("idle",), deadline_s=120)
+        return results[host.name].detail
+
+    holding = "setsid {} 9<>/dev/{} >/dev/null 2>&1 & echo $! >>/run/holders; sleep 0.5"
+    host.sh(
+        "touch /dev/nvidia0 /dev/nvidiactl; cp /bin/sleep /run/dcgm-exporter; cp /bin/sleep /run/monitor; : >/run/holders"
+    )
+    try:
+        host.sh(holding.format("/run/dcgm-exporter 600", "nvidia0"))
+        assert idle() == "", "a service that holds a GPU without a job"
+        host.sh(holding.format("/run/monitor 600", "nvidiactl"))
+        assert "1 processes are on the GPUs: monitor (" in idle()
+    finally:
+        host.sh("kill $(cat /run/holders); rm -f /dev/nvidia0 /dev/nvidiactl")

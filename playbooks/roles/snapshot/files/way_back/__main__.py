@@ -27,8 +27,7 @@ def main(argv: Sequence[str]) -> int:
     restoring = commands.add_parser("restore")
     restoring.add_argument("name", nargs="?", default="")
     restoring.add_argument("--patience", type=float, default=600.0)
-    looking = commands.add_parser("look")
-    looking.add_argument("--ignore", default="")
+    commands.add_parser("look")
     settling = commands.add_parser("settle")
     settling.add_argument("--patience", type=float, default=600.0)
     given = parser.parse_args(argv)
@@ -52,7 +51,7 @@ def _do(given: argparse.Namespace) -> dict[str, Any]:
             raise take.Refused(f"what an earlier attempt began still runs: {left}")
         return {"changed": False}
     if given.command == "look":
-        return look(given.ignore.split(","))
+        return look()
     name = given.name or take.newest()
     if not name:
         raise take.Refused(f"there is no snapshot in {host.BASE}")
@@ -62,7 +61,7 @@ def _do(given: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def look(ignored: Sequence[str]) -> dict[str, Any]:
+def look() -> dict[str, Any]:
     """Where the host is: for an operator who comes back to it."""
     found = host.packages()
     return {
@@ -72,7 +71,6 @@ def look(ignored: Sequence[str]) -> dict[str, Any]:
         "unfinished": [
             f"{one.name} ({one.state})" for one in found.values() if one.state[1:].strip() not in ("i", "c")
         ],
-        "processes": host.processes_on_gpus(ignored),
         "snapshots": [path.name for path in take.taken()],
     }
 

@@ -170,19 +170,3 @@ def installed_driver(found: dict[str, Package] | None = None) -> str:
         ):
             return re.sub(r"^\d+:|-.*$", "", one.version)
     return ""
-
-
-def processes_on_gpus(ignored: Sequence[str]) -> list[str]:
-    """Processes that have a GPU's device open, as "name (pid)"; those whose program is in `ignored` are left out."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            targets = [str(entry.readlink()) for entry in (folder / "fd").iterdir()]
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(re.match(r"/dev/nvidia(\d+|-uvm)$", target) for target in targets):
-            name = os.path.basename(words[0].decode("utf-8", "replace")) or "a process"  # noqa: PTH119 - not a path yet
-            if name not in ignored:
-                found.append(f"{name} ({folder.name})")
-    return sorted(found)
