@@ -47,6 +47,8 @@ class Host:
     become: bool = False
     groups: tuple[str, ...] = ()
     variables: Mapping[str, object] = field(default_factory=dict)
+    withheld: tuple[str, ...] = ()
+    """Variables of these that the inventory has and that hold a secret: the reader keeps them to itself."""
 
 
 def local_host(name: str = "localhost") -> Host:
@@ -218,4 +220,5 @@ def _host(row: dict[str, Any]) -> Host:
         become=text("ansible_become").lower() in ("1", "true", "yes", "on", "y", "t"),
         groups=tuple(row["groups"]),
         variables=kept,
+        withheld=tuple(row["withheld"]),
     )

@@ -271,7 +271,8 @@ def _host(host: Any, variables: Any, loader: Any, error_type: type[Exception]) -
         if name in _CONNECTION or not any(secret in json.dumps(value) for secret in hidden)
     }
     groups = [group.name for group in host.get_groups() if group.name not in ("all", "ungrouped")]
-    return {"name": str(host.name), "groups": groups, "variables": kept}
+    withheld = sorted(name for name in wanted if name not in kept)
+    return {"name": str(host.name), "groups": groups, "variables": kept, "withheld": withheld}
 
 
 def _is_secret(name: str, value: object) -> bool:

@@ -22,6 +22,9 @@ _SECRET_IN_TEXT = re.compile(rf"({_SECRET.pattern})\w*['\"]?\s*[:=]", re.IGNOREC
 _URL_LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 
 HIDDEN = "***"
+_COMMAND_OPTIONS = ("--drain", "--undrain")
+_COMMANDS = ("bringup_drain_command", "bringup_undrain_command")
+"""A site's own commands: nobody can tell what of them is secret."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ def without_secrets(argv: Sequence[str]) -> str:
         name, equals, _ = word.partition("=")
         if hide:
             kept.append(HIDDEN)
-        elif equals and _SECRET.search(name):
+        elif equals and (_SECRET.search(name) or name in _COMMAND_OPTIONS):
             kept.append(f"{name}={HIDDEN}")
         elif _SECRET_IN_TEXT.search(word):
             kept.append(HIDDEN)
         else:
             kept.append(_URL_LOGIN.sub(f"{HIDDEN}@", word))
-        hide = not hide and not equals and word.startswith("-") and bool(_SECRET.search(word)) and "ask" not in word
+        secret = word in _COMMAND_OPTIONS or (bool(_SECRET.search(word)) and "ask" not in word)
+        hide = not hide and not equals and word.startswith("-") and secret
     return " ".join(
         word if re.fullmatch(r"[\w@%+=:,./*-]+", word) else "'" + word.replace("'", "'\\''") + "'" for word in kept
     )
@@ -72,7 +76,7 @@ def public_host(host: Host) -> Host:
     variables = {
         name: value
         for name, value in host.variables.items()
-        if _KEPT.match(name) and not _SECRET.search(name) and _is_plain(value)
+        if _KEPT.match(name) and name not in _COMMANDS and not _SECRET.search(name) and _is_plain(value)
     }
     return Host(
         name=host.name,

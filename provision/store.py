@@ -61,18 +61,34 @@ class RunDirectory:
         try:
             base.mkdir(parents=True, exist_ok=True)
             path = _claim(base, safe_name(wanted))
-            manifest = replace(manifest, run_id=path.name)
-            made = cls(path, manifest)
-            made._write("manifest.json", encode_manifest(manifest))
-            for number, file in enumerate(manifest.criteria):
-                made._write(f"criteria/{number:02d}-{safe_name(Path(file.name).stem)}.toml", file.text)
-            for host in manifest.hosts:
-                made.records_path(host.name).touch(mode=0o600)
+            return cls._filled(path, replace(manifest, run_id=path.name))
         except OSError as problem:
             raise RunDirectoryError(
                 f"no run directory can be made in {base}: {problem.strerror or problem}",
                 "name a folder that can be written: --runs DIR",
             ) from None
+
+    @classmethod
+    def at(cls, path: Path, manifest: Manifest) -> RunDirectory:
+        """The one at `path`, made where there is none, or whose making was cut off. Raises RunDirectoryError."""
+        if (path / "manifest.json").is_file():
+            return cls.open(path)
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            return cls._filled(path, manifest)
+        except OSError as problem:
+            raise RunDirectoryError(
+                f"{path} cannot be made: {problem.strerror or problem}", "is the disk full?"
+            ) from None
+
+    @classmethod
+    def _filled(cls, path: Path, manifest: Manifest) -> RunDirectory:
+        made = cls(path, manifest)
+        made._write("manifest.json", encode_manifest(manifest))
+        for number, file in enumerate(manifest.criteria):
+            made._write(f"criteria/{number:02d}-{safe_name(Path(file.name).stem)}.toml", file.text)
+        for host in manifest.hosts:
+            made.records_path(host.name).touch(mode=0o600)
         return made
 
     @classmethod

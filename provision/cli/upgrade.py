@@ -30,6 +30,7 @@ Drain = Annotated[
     ),
 ]
 Undrain = Annotated[str, typer.Option("--undrain", metavar="CMD", help="Run here when a host is well again.")]
+Again = "The run keeps no copy of it: give it again."
 
 
 def _policy(chosen: HostKeys) -> Literal["strict", "accept-new"]:
@@ -91,8 +92,6 @@ def upgrade(
     options = model.Options(
         to=to,
         rules=Rules(canary=canary, wave=wave, max_fail=max_fail, together=together),
-        drain=drain,
-        undrain=undrain,
         install_timeout_s=install_timeout,
         reboot_timeout_s=reboot_timeout,
         tolerance=tolerance,
@@ -105,6 +104,7 @@ def upgrade(
         options,
         runs=runs,
         planner=planner_for(to, profile, host_keys=_policy(host_keys)),
+        hooks=model.Hooks(drain, undrain),
         means=command.default_means(ask=ask_become_pass),
         check=check,
     )
@@ -119,6 +119,11 @@ def resume(
     max_fail: Annotated[
         int | None, typer.Option("--max-fail", metavar="N", min=0, help="Another number than the run began with.")
     ] = None,
+    drain: Annotated[str, typer.Option("--drain", metavar="CMD", help=Again)] = "",
+    undrain: Annotated[str, typer.Option("--undrain", metavar="CMD", help=Again)] = "",
+    other_hooks: Annotated[
+        bool, typer.Option("--other-hooks", help="Other drain commands than the run began with are meant.")
+    ] = False,
     ask_become_pass: AskPassphrase = False,
 ) -> None:
     """Go on with an upgrade that broke off: hosts in flight are finished or brought back, then the other waves.
@@ -127,10 +132,17 @@ def resume(
     Example:
       bringup resume runs/20261121-080000
     """
-    from provision.upgrade import command
+    from provision.upgrade import command, model
 
-    means = command.default_means(ask=ask_become_pass)
-    raise typer.Exit(command.resume(run, max_fail=max_fail, means=means, inventories=tuple(inventory or ())))
+    code = command.resume(
+        run,
+        max_fail=max_fail,
+        means=command.default_means(ask=ask_become_pass),
+        inventories=tuple(inventory or ()),
+        hooks=model.Hooks(drain, undrain),
+        other_hooks=other_hooks,
+    )
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -143,7 +155,11 @@ def rollback(
         str, typer.Option("--snapshot", metavar="ID", help="Which snapshot: a run's id. Default: the newest.")
     ] = "",
     together: Together = False,
+    drain: Drain = "",
     undrain: Undrain = "",
+    without_drain: Annotated[
+        bool, typer.Option("--without-drain", help="Neither drain nor look for jobs: the reboot ends them.")
+    ] = False,
     reboot_timeout: RebootTimeout = 900,
     ask_become_pass: AskPassphrase = False,
     host_keys: HostKeyPolicy = HostKeys.strict,
@@ -162,7 +178,6 @@ def rollback(
     options = model.Options(
         to="",
         rules=Rules(canary=0, wave="100%", together=together),
-        undrain=undrain,
         reboot_timeout_s=reboot_timeout,
         host_keys=_policy(host_keys),
     )
@@ -171,6 +186,8 @@ def rollback(
         options,
         runs=runs,
         snapshot=snapshot,
+        hooks=model.Hooks(drain, undrain),
+        without_drain=without_drain,
         means=command.default_means(ask=ask_become_pass),
     )
     raise typer.Exit(code)

@@ -28,7 +28,7 @@ def arguments(
     if not inventory:
         raise InventoryError("no host to run the play on", hint="give an inventory with -i, or localhost")
     hosts = [item for item in inventory if isinstance(item, Host)]
-    paths = [str(Path(item).resolve()) for item in inventory if not isinstance(item, Host)]
+    paths = [_source(str(item)) for item in inventory if not isinstance(item, Host)]
     if hosts:
         path = private / "inventory.json"
         _write_private(path, {"all": inventory_of(hosts)})
@@ -42,6 +42,11 @@ def arguments(
             found += [option, value]
     flags = {"--check": check, "--diff": diff, "--ask-become-pass": ask_become}
     return [*found, "--forks", str(forks), *(flag for flag, wanted in flags.items() if wanted)]
+
+
+def _source(named: str) -> str:
+    """An inventory as Ansible takes it from any folder: a path, or names with a comma ("box1,")."""
+    return named if "," in named else str(Path(named).resolve())
 
 
 def inventory_of(hosts: Sequence[Host]) -> dict[str, object]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from provision.errors import BringupError
+from provision.errors import BringupError, RunDirectoryError
 from provision.hosts import Host
 from provision.report.model import HostReport
 from provision.report.text import plain
@@ -16,9 +16,9 @@ from provision.upgrade.compare import RATES, compare, driver_of, is_version, not
 from provision.upgrade.drain import command_of, run_hooks
 from provision.upgrade.journal import HostState, was_cut_off
 from provision.upgrade.measure import Measuring, When
-from provision.upgrade.model import CONSOLE_VARIABLE, DRAIN_VARIABLE, UNDRAIN_VARIABLE, Options, Result
+from provision.upgrade.model import CONSOLE_VARIABLE, DRAIN_VARIABLE, UNDRAIN_VARIABLE, Hooks, Options, Result
 from provision.upgrade.notes import Notes
-from provision.upgrade.phases import ALREADY, UNREACHABLE, Phase
+from provision.upgrade.phases import UNREACHABLE, Phase
 from provision.upgrade.plays import Plays
 
 Done = Callable[[str], None]
@@ -38,7 +38,10 @@ class Actions:
     roles: Sequence[str]
     snapshot: str
     notes: Notes
+    hooks: Hooks = Hooks()  # noqa: RUF009  frozen
     settle_s: float = 30.0
+    rollback: bool = False
+    """Whether it is `bringup rollback`: there is nothing that was measured before."""
 
     def run(self, phase: Phase, states: Mapping[str, HostState], name: str, done: Done) -> dict[str, Result]:
         """Do a phase on the hosts of `states`. `name`: what its play's events are called. `done`: told as hosts end."""
@@ -54,7 +57,7 @@ class Actions:
             "restore": lambda: self._restore(names, name, done),
             "reboot_back": lambda: self._reboot(states, name),
             "validate_back": lambda: self._validate("back", names),
-            "undrain": lambda: self._hooks(names, UNDRAIN_VARIABLE, self.options.undrain),
+            "undrain": lambda: self._hooks(names, UNDRAIN_VARIABLE, self.hooks.undrain),
         }
         return ways[phase]()
 
@@ -64,17 +67,13 @@ class Actions:
         return str(own.get("nvidia_driver_version") or own.get("nvidia_driver_branch") or self.options.to)
 
     def _before(self, names: Sequence[str]) -> dict[str, Result]:
-        return {name: self._fit(name, report) for name, report in self.measuring.run("before", names).items()}
+        return {name: self._fit(report) for name, report in self.measuring.run("before", names).items()}
 
-    def _fit(self, name: str, report: HostReport) -> Result:
+    def _fit(self, report: HostReport) -> Result:
         why = not_fit(report)
         if why and not (self.options.even_if_failing and driver_of(report)):
             return Result(False, why, {**_summary(report), **_lost(report)})
-        data = _summary(report)
-        wanted = self.wanted(name)
-        if not why and wanted.count(".") and is_version(driver_of(report), wanted):
-            return Result(True, f"it has {wanted} already", {**data, ALREADY: True})
-        return Result(True, why, data)
+        return Result(True, why, _summary(report))
 
     def _snapshot(self, names: Sequence[str], name: str, done: Done) -> dict[str, Result]:
         return self._play(
@@ -90,7 +89,7 @@ class Actions:
 
     def _drain(self, names: Sequence[str], name: str) -> dict[str, Result]:
         """The site's command where there is one; and in any case a look at the GPUs."""
-        results = self._hooks(names, DRAIN_VARIABLE, self.options.drain)
+        results = self._hooks(names, DRAIN_VARIABLE, self.hooks.drain)
         drained = [host for host, result in results.items() if result.ok]
         if drained:
             results |= self._play(drained, name, ("idle",), 300, _ignore)
@@ -189,7 +188,7 @@ class Actions:
             return False
 
     def _validate(self, when: When, names: Sequence[str]) -> dict[str, Result]:
-        before = self.measuring.read("before", names)
+        before = {} if self.rollback else self._baseline(names)
         results = self._compared(when, names, before)
         again = [name for name, result in results.items() if not result.ok and not result.data.get(UNREACHABLE)]
         if again and self.settle_s:  # a fabric that is still being set up, a service that starts late
@@ -197,23 +196,34 @@ class Actions:
             results |= self._compared(when, again, before)
         return results
 
+    def _baseline(self, names: Sequence[str]) -> Mapping[str, HostReport]:
+        """What the hosts measured before. Raises RunDirectoryError: without it nobody can say what they are now."""
+        before = self.measuring.read("before", names)
+        gone = [name for name in names if name not in before or not before[name].measurements]
+        if gone:
+            raise RunDirectoryError(
+                f"what {', '.join(gone[:5])} measured before is not in {self.measuring.folder / 'before'} any more",
+                "put the files back, or bring the hosts back: bringup rollback HOST -i INVENTORY",
+            )
+        return before
+
     def _compared(self, when: When, names: Sequence[str], before: Mapping[str, HostReport]) -> dict[str, Result]:
         results = {}
         for name, report in self.measuring.run(when, names).items():
-            found = self._worse(when, name, before[name], report)
+            found = self._worse(when, name, before.get(name), report)
             data = {**_summary(report), "worse": list(found[:50]), **_lost(report)}
             shown = _SENTENCES if driver_of(report) else 1  # no driver: all else follows from that
             more = f" ({len(found) - shown} more that follow)" if len(found) > shown else ""
             results[name] = Result(not found, "; ".join(found[:shown]) + more, data)
         return results
 
-    def _worse(self, when: When, name: str, before: HostReport, report: HostReport) -> tuple[str, ...]:
-        if before.measurements:
+    def _worse(self, when: When, name: str, before: HostReport | None, report: HostReport) -> tuple[str, ...]:
+        if before is not None:
             wanted = self.wanted(name) if when == "after" else driver_of(before)
             return tuple(
                 one.sentence for one in compare(before, report, driver=wanted, tolerance=self.options.tolerance)
             )
-        # `bringup rollback`: there is nothing to compare with but the snapshot's own word for its driver.
+        # There is nothing to compare with but the snapshot's own word for its driver.
         wanted, found = self.notes.snapshot_driver(name), driver_of(report)
         if not is_version(found, wanted):
             return (f"the driver that runs is {found or 'none'}, and the snapshot had {wanted or 'one unknown'}",)

@@ -8,49 +8,34 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from provision import __version__
 from provision.bundle import build_bundle
 from provision.commands import Selection, end_now, select_hosts
 from provision.console import say
-from provision.errors import UsageError
+from provision.errors import BringupError, PlayError, UsageError
 from provision.hosts import Host
 from provision.manifest import Manifest, public_host, without_secrets
 from provision.plays import BECOME_VARIABLE
 from provision.plays.view import Watcher, watching
 from provision.store import RunDirectory, now
-from provision.typed import Misfit, fitted
 from provision.upgrade import report
 from provision.upgrade.actions import Actions
 from provision.upgrade.conductor import Conductor
-from provision.upgrade.drain import command_of
-from provision.upgrade.journal import Event, Journal, RunState, read
+from provision.upgrade.drain import check_seals, command_of, seals
+from provision.upgrade.journal import Event, Journal, read
 from provision.upgrade.measure import Measuring
-from provision.upgrade.model import DRAIN_VARIABLE, UNDRAIN_VARIABLE, Means, Options, Planner, Prepared
+from provision.upgrade.model import DRAIN_VARIABLE, UNDRAIN_VARIABLE, Hooks, Means, Options, Planner, Prepared
 from provision.upgrade.notes import Notes
-from provision.upgrade.phases import DOWN, Phase
+from provision.upgrade.order import Order, absolute, exit_code, members_of, order_of
+from provision.upgrade.phases import BACK
 from provision.upgrade.plays import Plays
-from provision.upgrade.waves import GROUP_VARIABLE, Member, Wave, plan_waves
+from provision.upgrade.waves import Wave, plan_waves
 
 _TARGET = re.compile(r"\d{3}(\.\d{1,4}){0,2}")
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the journal's first event holds: all that going on later needs, and nothing secret."""
-
-    options: Options
-    waves: tuple[Wave, ...]
-    members: tuple[Member, ...]
-    inventories: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    limit: str = ""
-    variables: Mapping[str, Mapping[str, object]] | None = None
-    snapshot: str = ""
-    first: str = "before"
-    roles: tuple[str, ...] = ()
+_NO_HOOKS = Hooks()
 
 
 def default_means(*, ask: bool = False) -> Means:
@@ -65,6 +50,7 @@ def upgrade(
     *,
     runs: Path,
     planner: Planner,
+    hooks: Hooks = _NO_HOOKS,
     means: Means | None = None,
     check: bool = False,
 ) -> int:
@@ -72,13 +58,10 @@ def upgrade(
     means = means or default_means()
     if options.to and not _TARGET.fullmatch(options.to):
         raise UsageError(f"--to {options.to[:40]} is no driver", "a branch (595) or a version (595.91.07)")
-    hosts = _others(select_hosts(selection))
-    members = members_of(hosts)
-    waves = plan_waves(members, options.rules)
-    for host in hosts:
-        command_of(host, DRAIN_VARIABLE, options.drain)
-        command_of(host, UNDRAIN_VARIABLE, options.undrain)
+    hosts = _chosen(selection, hooks)
+    plan_waves((), options.rules)  # says what is wrong with the rules before hosts are asked
     prepared = planner(hosts)
+    waves = plan_waves(members_of([host for host in hosts if host.name not in prepared.already]), options.rules)
     show_waves(waves, prepared, hosts)
     if check:
         return 1 if prepared.refused else 0
@@ -86,138 +69,173 @@ def upgrade(
         name, why = next(iter(prepared.refused.items()))
         more = f" ({len(prepared.refused) - 1} more hosts)" if len(prepared.refused) > 1 else ""
         raise UsageError(f"{name} cannot have {options.to}: {why}{more}", "leave it out: --limit 'all:!NAME'")
-    run = RunDirectory.create(runs, _manifest(selection, hosts))
-    order = Order(
-        options=options,
+    order = replace(
+        _order(selection, options, hosts, hooks, means),
         waves=waves,
-        members=members,
-        inventories=tuple(str(Path(one).absolute()) if "," not in one else one for one in selection.inventories),
-        names=selection.hosts,
-        limit=selection.limit,
         variables={name: _public(one) for name, one in prepared.variables.items()},
-        snapshot=run.path.name,
-        roles=tuple(means.roles),
+        already=prepared.already,
     )
-    with Journal(run.path) as journal:
-        journal.write(Event("plan", data=asdict(order)))
-        return _go(journal, order, hosts, means)
+    run = RunDirectory.create(runs, _manifest(selection, hosts))
+    return _begin(run, replace(order, snapshot=run.path.name), hosts, hooks, means)
+
+
+def rollback(
+    selection: Selection,
+    options: Options,
+    *,
+    runs: Path,
+    snapshot: str = "",
+    hooks: Hooks = _NO_HOOKS,
+    without_drain: bool = False,
+    means: Means | None = None,
+) -> int:
+    """Bring hosts back to a snapshot (the newest), reboot them and measure them. Codes as upgrade()."""
+    means = means or default_means()
+    if selection.inventories and not selection.hosts and not selection.limit:
+        raise UsageError("roll back which hosts?", "bringup rollback gpu7 -i inventory.ini, or --limit all")
+    hosts = _chosen(selection, hooks)
+    order = replace(
+        _order(selection, options, hosts, hooks, means),
+        snapshot=snapshot,
+        path=BACK if without_drain else ("drain", *BACK),
+    )
+    run = RunDirectory.create(runs, _manifest(selection, hosts))
+    return _begin(run, order, hosts, hooks, means)
 
 
 def resume(
-    folder: Path, *, max_fail: int | None = None, means: Means | None = None, inventories: Sequence[str] = ()
+    folder: Path,
+    *,
+    max_fail: int | None = None,
+    means: Means | None = None,
+    inventories: Sequence[str] = (),
+    hooks: Hooks = _NO_HOOKS,
+    other_hooks: bool = False,
 ) -> int:
-    """Go on with an upgrade whose operator's process ended: hosts in flight are finished or brought back first."""
+    """Go on with an upgrade whose operator's process ended: hosts in flight are finished or brought back first.
+
+    `inventories`: in the place of those that the run began with. `other_hooks`: other commands than it began with will
+    do. Codes as upgrade().
+    """
     means = means or default_means()
     read(folder)  # before a journal is made where there is none
     with Journal(folder) as journal:
-        state = journal.state()
-        order = order_of(state, folder)
+        order = order_of(journal.state(), folder)
+        if order.asks and not _password(means):
+            raise UsageError(
+                "the run began with a password for sudo, and without it hosts in flight can be neither finished nor "
+                "brought back",
+                f"bringup resume {folder} -K, or set {BECOME_VARIABLE}",
+            )
         if max_fail is not None:
             order = replace(
                 order, options=replace(order.options, rules=replace(order.options.rules, max_fail=max_fail))
             )
-        hosts = select_hosts(Selection(tuple(inventories) or order.inventories, order.names, order.limit))
+        if inventories:
+            order = replace(order, inventories=absolute(inventories))
+        hosts = select_hosts(Selection(order.inventories, order.names, order.limit))
         missing = [member.name for member in order.members if member.name not in {host.name for host in hosts}]
         if missing:
             raise UsageError(
                 f"the inventory no longer has {', '.join(missing[:5])}, which this run is about",
                 "name the inventory that it began with: bringup resume RUN -i inventory.ini",
             )
-        journal.write(Event("resume", data={"options": asdict(order.options)}))
-        return _go(journal, order, hosts, means)
+        members = {member.name for member in order.members}
+        hosts = tuple(host for host in hosts if host.name in members)
+        _check_commands(hosts, hooks)
+        if other_hooks:
+            order = replace(order, hooks=seals(hosts, hooks))
+        check_seals(order.hooks, hosts, hooks)
+        kept = asdict(order)
+        journal.write(Event("resume", data={name: kept[name] for name in ("options", "inventories", "hooks")}))
+        return _go(journal, order, hosts, hooks, means)
 
 
-def rollback(
-    selection: Selection, options: Options, *, runs: Path, snapshot: str = "", means: Means | None = None
-) -> int:
-    """Bring hosts back to a snapshot (the newest), reboot them and measure them."""
-    means = means or default_means()
-    hosts = _others(select_hosts(selection))
-    members = members_of(hosts)
-    run = RunDirectory.create(runs, _manifest(selection, hosts))
-    order = Order(
+def _order(selection: Selection, options: Options, hosts: Sequence[Host], hooks: Hooks, means: Means) -> Order:
+    """What an upgrade and a rollback have in common: all hosts in waves."""
+    return Order(
         options=options,
-        waves=plan_waves(members, options.rules),
-        members=members,
-        inventories=tuple(str(Path(one).absolute()) if "," not in one else one for one in selection.inventories),
+        waves=plan_waves(members_of(hosts), options.rules),
+        members=members_of(hosts),
+        inventories=absolute(selection.inventories),
         names=selection.hosts,
         limit=selection.limit,
-        snapshot=snapshot,
-        first="restore",
         roles=tuple(means.roles),
+        asks=bool(_password(means)),
+        hooks=seals(hosts, hooks),
     )
+
+
+def _begin(run: RunDirectory, order: Order, hosts: Sequence[Host], hooks: Hooks, means: Means) -> int:
     with Journal(run.path) as journal:
         journal.write(Event("plan", data=asdict(order)))
-        return _go(journal, order, hosts, means)
+        return _go(journal, order, hosts, hooks, means)
 
 
-def _others(hosts: Sequence[Host]) -> Sequence[Host]:
-    """The hosts, none of which may be this machine: it would reboot under its own operator. Raises UsageError."""
+def _password(means: Means) -> str:
+    return means.become_password or os.environ.get(BECOME_VARIABLE, "")
+
+
+def _chosen(selection: Selection, hooks: Hooks) -> tuple[Host, ...]:
+    """The hosts, and nothing is wrong with them or their commands before one is touched. Raises UsageError."""
+    hosts = select_hosts(selection)
     here = next((host for host in hosts if host.connection == "local"), None)
-    if here is not None:
+    if here is not None:  # it would reboot under its own operator
         raise UsageError(f"{here.name} is this machine, which a reboot would end", "run it from another machine")
+    _check_commands(hosts, hooks)
     return hosts
 
 
-def order_of(state: RunState, folder: Path) -> Order:
-    """The order of a run. Raises UsageError where the folder is not that of an upgrade."""
-    try:
-        return fitted(Order, dict(state.plan), "the plan")
-    except Misfit as problem:
-        raise UsageError(f"{folder} is no run of `bringup upgrade`: {problem}", "name its folder: runs/<id>") from None
-
-
-def members_of(hosts: Sequence[Host]) -> tuple[Member, ...]:
-    """The hosts as far as waves go."""
-    return tuple(Member(host.name, str(host.variables.get(GROUP_VARIABLE) or "")) for host in hosts)
+def _check_commands(hosts: Sequence[Host], hooks: Hooks) -> None:
+    for host in hosts:
+        command_of(host, DRAIN_VARIABLE, hooks.drain)
+        command_of(host, UNDRAIN_VARIABLE, hooks.undrain)
 
 
 def show_waves(waves: Sequence[Wave], prepared: Prepared, hosts: Sequence[Host]) -> None:
-    """Say who goes when, and who cannot."""
+    """Say who goes when, who cannot, and who need not."""
     for wave in waves:
         say(f"wave {wave.number}{' (canary)' if wave.canary else ''}: {', '.join(wave.hosts)}")
     for host in hosts:
-        if host.name in prepared.refused:
-            say(f"{host.name}: {prepared.refused[host.name]}")
+        if said := prepared.refused.get(host.name) or prepared.already.get(host.name):
+            say(f"{host.name}: {said}")
 
 
-def _go(journal: Journal, order: Order, hosts: Sequence[Host], means: Means) -> int:
-    chosen = {host.name: host for host in hosts if host.name in {member.name for member in order.members}}
+def _go(journal: Journal, order: Order, hosts: Sequence[Host], hooks: Hooks, means: Means) -> int:
     options = order.options
-    inventory: Sequence[Host] | Sequence[Path] = [Path(one) for one in order.inventories] or list(chosen.values())
-    if any("," in one for one in order.inventories):
-        inventory = list(chosen.values())
     # sudo -n is all that measuring has; where sudo wants a password, it measures as the user.
-    asks = bool(means.become_password or os.environ.get(BECOME_VARIABLE))
-    measuring = Measuring(journal.folder, tuple(chosen.values()), means.bundle, options.host_keys, become=not asks)
-    with _watched(means, len(chosen)) as seen, _reported(journal):
+    measuring = Measuring(journal.folder, tuple(hosts), means.bundle, options.host_keys, become=not order.asks)
+    again = _again(journal.folder, order, hooks)
+    with _watched(means, len(hosts)) as seen, _reported(journal, again):
         plays = Plays(
             folder=journal.folder,
-            inventory=inventory,
+            inventory=[Path(one) for one in order.inventories] or tuple(hosts),
             host_keys=options.host_keys,
             become_password=means.become_password,
             on_event=seen.event if seen else None,
             on_tick=seen.tick if seen else None,
         )
         actions = Actions(
-            hosts=chosen,
+            hosts={host.name: host for host in hosts},
             options=options,
             plays=plays,
             measuring=measuring,
-            variables=order.variables or {},
+            variables=order.variables,
             roles=order.roles,
             snapshot=order.snapshot,
             notes=Notes((journal.folder / "snapshots").absolute()),  # Ansible's `fetch` would put it beside the play
+            hooks=hooks,
             settle_s=means.settle_s,
+            rollback=order.rollback,
         )
-        first: Phase = "restore" if order.first == "restore" else "before"
-        conductor = Conductor(journal, order.waves, order.members, options.rules, actions, means, first)
+        conductor = Conductor(
+            journal, order.waves, order.members, options.rules, actions, means, order.path, order.already
+        )
         try:
-            conductor.retry_lost()
             state = conductor.run()
         except KeyboardInterrupt:
             report.write(journal.folder, journal.state())
-            say(f"interrupted; nothing new is begun. Go on with: bringup resume {journal.folder}")
+            say(f"interrupted; nothing new is begun. Go on with: {again}")
             end_now()
     say(f"report: {journal.folder / report.NAMES['html']}")
     return exit_code(state, order)
@@ -228,22 +246,25 @@ def _watched(means: Means, hosts: int) -> AbstractContextManager[Watcher | None]
     return watching(hosts) if means.live and sys.stderr.isatty() else nullcontext()
 
 
+def _again(folder: Path, order: Order, hooks: Hooks) -> str:
+    """How to go on with a run: the command, with what it has to be told again."""
+    given = (" --drain CMD" if hooks.drain else "") + (" --undrain CMD" if hooks.undrain else "")
+    return f"bringup resume {folder}{' -K' if order.asks else ''}{given}"
+
+
 @contextmanager
-def _reported(journal: Journal) -> Iterator[None]:
-    """However it ends, the report says how far it came."""
+def _reported(journal: Journal, again: str) -> Iterator[None]:
+    """However it ends, the report says how far it came. What is wrong once hosts were touched is no UsageError."""
     try:
-        yield
-    finally:
-        report.write(journal.folder, journal.state())
-
-
-def exit_code(state: RunState, order: Order) -> int:
-    """0: all done. 3: a host is broken or lost. 1: something failed, or was not begun because something had."""
-    outcomes = [state.hosts[member.name].outcome if member.name in state.hosts else None for member in order.members]
-    if any(outcome in DOWN for outcome in outcomes):
-        return 3
-    good = "done" if order.first == "before" else "rolled_back"
-    return 0 if all(outcome == good for outcome in outcomes) else 1
+        try:
+            yield
+        finally:
+            report.write(journal.folder, journal.state())
+    except (UsageError, PlayError) as problem:
+        if not any(host.steps for host in journal.state().hosts.values()):
+            raise
+        hint = f"{problem.hint}; then go on" if problem.hint else "mend it, then go on"
+        raise BringupError(f"broken off: {problem.message}", f"{hint} with: {again}") from None
 
 
 def _public(variables: Mapping[str, object]) -> dict[str, object]:

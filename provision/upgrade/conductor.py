@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from provision.report.text import plain
 from provision.upgrade.actions import Actions
 from provision.upgrade.journal import Event, HostState, Journal, RunState
 from provision.upgrade.model import Means, Result
-from provision.upgrade.phases import DOWN, ORDER, Outcome, Phase, following, is_outcome, is_phase
+from provision.upgrade.phases import DOWN, FORWARD, ORDER, Outcome, Phase, following, is_outcome, is_phase
 from provision.upgrade.waves import Member, Rules, Wave, held_back, stop_reason
 
 
@@ -24,37 +24,67 @@ class Conductor:
     rules: Rules
     actions: Actions
     means: Means
-    first: Phase = "before"
+    path: Sequence[Phase] = FORWARD
+    already: Mapping[str, str] = field(default_factory=dict)
+    """Hosts that have nothing to do, and why."""
 
     def run(self) -> RunState:
         """Do what is left to do. Raises KeyboardInterrupt with the journal in order."""
         try:
+            self._settle()
+            self._begin_again()
             for wave in self.waves:
-                if all(self._outcome(name) for name in wave.hosts):
-                    continue
-                if not self._may_begin(wave):
+                if not self._through(wave):
                     break
-                self._wave(wave)
             self.journal.write(Event("end"))
         except KeyboardInterrupt:
             self.journal.write(Event("interrupt", detail="Ctrl-C"))
             raise
         return self.journal.state()
 
-    def retry_lost(self) -> None:
-        """A host that was lost and answers again goes on with the phase that it was lost in."""
+    def _settle(self) -> None:
+        """Write the end of hosts whose last step was written and not what follows from it."""
+        hosts = self.journal.state().hosts
+        for name, why in self.already.items():
+            if name not in hosts:
+                self._end(0, name, "done", why)
+        for name, state in hosts.items():
+            if state.steps and state.outcome is None:
+                self._next_or_end(state.wave, name)
+
+    def _begin_again(self) -> None:
+        """A host that was lost and answers goes on with the phase that it was lost in; what is drained is put back."""
         for name, state in self.journal.state().hosts.items():
-            if state.outcome == "lost" and state.last is not None and self.actions.answers(name):
-                self.means.tell(f"{name}: it answers again")
+            answers = state.outcome == "lost" and self.actions.answers(name)
+            if state.last is not None and (answers or state.still_drained):
+                self.means.tell(f"{name}: {'it answers again' if answers else 'it is still drained'}")
                 self.journal.write(Event(state.last.phase, "started", name, state.wave))
+
+    def _through(self, wave: Wave) -> bool:
+        """Bring a wave to its end; while no canary was upgraded, its first hosts alone. False: it may not begin."""
+        while left := tuple(name for name in wave.hosts if not self._outcome(name)):
+            first = self.rules.canary > 0 and not self._proven()
+            part = replace(wave, hosts=left[: self.rules.canary] if first else left, canary=first)
+            if not self._may_begin(part):
+                return False
+            self._wave(part)
+        return True
+
+    def _proven(self) -> bool:
+        """Whether a host has the new driver and is as good as before with it."""
+        return any(state.outcome == "done" and state.steps for state in self.journal.state().hosts.values())
 
     def _may_begin(self, wave: Wave) -> bool:
         """A wave that has begun is brought to its end; no other begins after too many failures."""
         hosts = self.journal.state().hosts
         if any(name in hosts and hosts[name].steps for name in wave.hosts):
             return True
-        failed = [name for name, state in hosts.items() if state.outcome not in (None, "done", "lost")]
         lost = [name for name, state in hosts.items() if state.outcome == "lost"]
+        failed = [
+            name
+            for name, state in hosts.items()
+            if state.outcome in ("refused", "rolled_back", "broken") or state.still_drained
+        ]
         why = stop_reason(failed, lost, self.rules)
         if why:
             self.journal.write(Event("stop", wave=wave.number, detail=why))
@@ -66,9 +96,9 @@ class Conductor:
         self.means.tell(f"{label}: {', '.join(wave.hosts)}")
         hosts = self.journal.state().hosts
         fresh = [name for name in wave.hosts if name not in hosts]
-        down = [name for name, state in hosts.items() if state.outcome in DOWN]
+        down = [name for name, state in hosts.items() if state.outcome in DOWN or state.still_drained]
         for name, other in held_back(fresh, self.members, down, self.rules).items():
-            self._end(wave, name, "refused", f"{other} of its serial group is down")
+            self._end(wave.number, name, "refused", f"{other} of its serial group is down")
         while True:
             todo = {name: self._next(name) for name in wave.hosts if not self._outcome(name)}
             if not todo:
@@ -94,7 +124,7 @@ class Conductor:
         for name in phases:
             done(name, results.get(name, Result(False, "nothing is known of how it went")))
         for name in phases:
-            self._next_or_end(wave, name)
+            self._next_or_end(wave.number, name)
 
     def _write(self, wave: Wave, phase: Phase, name: str, result: Result, seconds: float) -> None:
         status = "ok" if result.ok else "failed"
@@ -102,14 +132,14 @@ class Conductor:
         note = f": {plain(result.detail, 500)}" if result.detail else ""
         self.means.tell(f"{name}: {phase} {status} ({seconds:.1f} s){note}")
 
-    def _next_or_end(self, wave: Wave, name: str) -> None:
+    def _next_or_end(self, wave: int, name: str) -> None:
         state = self.journal.state().hosts[name]
-        after = following(state.steps, first=self.first)
+        after = following(state.steps, self.path)
         if is_outcome(after):
             self._end(wave, name, after, sentence(state, after))
 
-    def _end(self, wave: Wave, name: str, outcome: Outcome, detail: str) -> None:
-        self.journal.write(Event("end", outcome, name, wave.number, detail[:2000]))
+    def _end(self, wave: int, name: str, outcome: Outcome, detail: str) -> None:
+        self.journal.write(Event("end", outcome, name, wave, detail[:2000]))
         loud = "ERROR: " if outcome in DOWN else ""
         self.means.tell(f"{loud}{name}: {outcome.replace('_', ' ')}{f': {plain(detail, 600)}' if detail else ''}")
 
@@ -119,23 +149,23 @@ class Conductor:
 
     def _next(self, name: str) -> Phase:
         state = self.journal.state().hosts.get(name, HostState(name))
-        after = following(state.steps, first=self.first)
+        after = following(state.steps, self.path)
         if is_phase(after):
             return after
         raise AssertionError(f"{name} has ended: {after}")
 
 
 def sentence(state: HostState, outcome: Outcome) -> str:
-    """Why a host ended so, in one sentence."""
-    failed = [step for step in state.steps if step.status == "failed"]
-    if outcome == "done":
-        last = state.last
-        if last is not None and last.phase == "before":
-            return last.detail
-        return next(
-            (f"the command that puts it back failed: {step.detail}" for step in failed[-1:] if step is last), ""
-        )
-    if not failed:
+    """Why a host ended so, in one sentence; and that it is still drained, where it is."""
+    drained = ""
+    if state.still_drained and state.last is not None:
+        drained = f"it is still drained, since the command that puts it back failed: {state.last.detail}"
+    return "; ".join(text for text in (_why(state, outcome), drained) if text)
+
+
+def _why(state: HostState, outcome: Outcome) -> str:
+    failed = [step for step in state.steps if step.status == "failed" and step.phase != "undrain"]
+    if outcome == "done" or not failed:
         return ""
     first, newest = failed[0], failed[-1]
     if outcome == "broken" and first is not newest:

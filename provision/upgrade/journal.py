@@ -60,6 +60,11 @@ class HostState:
         ended = (step for step in reversed(self.steps) if step.phase == phase and step.status != "started")
         return next((step.data for step in ended), {})
 
+    @property
+    def still_drained(self) -> bool:
+        """Whether the site's command that puts it back into service failed: it serves nobody, however well it is."""
+        return self.last is not None and self.last.phase == "undrain" and self.last.status == "failed"
+
     def failure(self) -> Step | None:
         """The step that sent the host back, or that ended it."""
         return next((step for step in self.steps if step.status == "failed"), None)

@@ -73,9 +73,9 @@ class Measuring:
         return self._judged(runs)
 
     def read(self, when: When, names: Iterable[str]) -> dict[str, HostReport]:
-        """What was measured of these hosts earlier."""
+        """What was measured of these hosts earlier. Raises RunDirectoryError."""
         wanted = set(names)
-        return self._judged([run for run in self._directory(when).runs() if run.host in wanted])
+        return self._judged([run for run in RunDirectory.open(self.folder / when).runs() if run.host in wanted])
 
     def _judged(self, runs: Sequence[HostRun]) -> dict[str, HostReport]:
         names = {run.host for run in runs}
@@ -93,8 +93,6 @@ class Measuring:
         return {host.name: without_idle_checks(host) for host in report.hosts}
 
     def _directory(self, when: When) -> RunDirectory:
-        if (self.folder / when / "manifest.json").is_file():
-            return RunDirectory.open(self.folder / when)
         manifest = Manifest(
             version=__version__,
             created=now(),
@@ -107,7 +105,7 @@ class Measuring:
             bundle=self.bundle.sha256,
             run_id=when,
         )
-        return RunDirectory.create(self.folder, manifest)
+        return RunDirectory.at(self.folder / when, manifest)
 
 
 class _Silent:

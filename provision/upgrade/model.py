@@ -24,14 +24,11 @@ ROLES = ("host_python", "nvidia_repository", "nvidia_driver", "fabric_manager", 
 class Options:
     """How to upgrade. `to`: the driver's branch ("595") or version ("595.91.07"). Times in seconds.
 
-    `drain`, `undrain`: commands on the operator's machine; a host's own inventory variables go before them.
     `even_if_failing`: also hosts whose own measurements fail before. `tolerance`: see compare().
     """
 
     to: str
     rules: Rules = field(default_factory=Rules)
-    drain: str = ""
-    undrain: str = ""
     drain_timeout_s: float = 3600.0
     install_timeout_s: int = 1800
     reboot_timeout_s: int = 900
@@ -42,11 +39,23 @@ class Options:
 
 
 @dataclass(frozen=True)
+class Hooks:
+    """The site's commands on the operator's machine. A host's own inventory variables go before them.
+
+    They may hold secrets and are no part of Options, which the journal keeps.
+    """
+
+    drain: str = ""
+    undrain: str = ""
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """What the roles are given for each host, and the hosts that cannot be upgraded with the reason."""
+    """What the roles are given for each host; the hosts that cannot be upgraded, and those that need not, with why."""
 
     variables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    already: Mapping[str, str] = field(default_factory=dict)
 
 
 Planner = Callable[[Sequence[Host]], Prepared]

@@ -1,8 +1,9 @@
 """The phases of a host's transaction, and which comes after which. Pure.
 
-before -> snapshot -> drain -> install -> reboot -> validate -> hold -> undrain -> done
-    a failure up to drain: (undrain ->) refused; nothing was changed
+snapshot -> drain -> before -> install -> reboot -> validate -> hold -> undrain -> done
+    a failure up to before: (undrain ->) refused; nothing was changed
     a failure from install on: restore -> reboot_back -> validate_back -> undrain -> rolled_back
+`bringup rollback`: (drain ->) restore -> reboot_back -> validate_back -> undrain -> rolled_back
     a failure on the way back: broken. A host that cannot be reached once it was changed: lost.
 Every phase can be done again, so that `bringup resume` begins with the one that was cut off.
 """
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeGuard, get_args
 
 Phase = Literal[
-    "before",
     "snapshot",
     "drain",
+    "before",
     "install",
     "reboot",
     "validate",
@@ -31,7 +32,7 @@ Outcome = Literal["done", "refused", "rolled_back", "broken", "lost"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-FORWARD: tuple[Phase, ...] = ("before", "snapshot", "drain", "install", "reboot", "validate", "hold")
+FORWARD: tuple[Phase, ...] = ("snapshot", "drain", "before", "install", "reboot", "validate", "hold")
 BACK: tuple[Phase, ...] = ("restore", "reboot_back", "validate_back")
 CHANGING: tuple[Phase, ...] = ("install", "reboot", "validate", "hold")
 """From here on a failure is rolled back."""
@@ -41,9 +42,6 @@ DOWN: tuple[Outcome, ...] = ("broken", "lost")
 
 UNREACHABLE = "unreachable"
 """In a failed step's data: the host did not answer over SSH."""
-
-ALREADY = "already"
-"""In the data of the step before: the host has the version asked for, and nothing is done to it."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +56,28 @@ class Step:
     data: Mapping[str, object] = field(default_factory=dict)
 
 
-def following(steps: Sequence[Step], *, first: Phase = "before") -> Phase | Outcome:
-    """What comes next on a host that went through these steps, or how it ended."""
+def following(steps: Sequence[Step], path: Sequence[Phase] = FORWARD) -> Phase | Outcome:
+    """What comes next on a host that went through these steps, or how it ended. `path`: FORWARD, or a rollback's."""
     if not steps:
-        return first
+        return path[0]
     last = steps[-1]
     if last.status == "started":
         return last.phase
     if last.phase == "undrain":  # where the site's command failed the host is well; that is said beside it
         return _ended(steps)
-    return _after_success(last) if last.status == "ok" else _after_failure(last)
+    return _after_success(last, path) if last.status == "ok" else _after_failure(steps)
 
 
-def _after_success(last: Step) -> Phase | Outcome:
-    if last.data.get(ALREADY):
-        return "done"
-    order = BACK if last.phase in BACK else FORWARD
+def _after_success(last: Step, path: Sequence[Phase]) -> Phase | Outcome:
+    order = path if last.phase in path else BACK
     at = order.index(last.phase)
     return order[at + 1] if at + 1 < len(order) else "undrain"
 
 
-def _after_failure(last: Step) -> Phase | Outcome:
+def _after_failure(steps: Sequence[Step]) -> Phase | Outcome:
+    last = steps[-1]
     if last.phase not in (*CHANGING, *BACK):
-        return "undrain" if last.phase == "drain" else "refused"
+        return "undrain" if any(step.phase == "drain" for step in steps) else "refused"
     if last.data.get(UNREACHABLE):
         return "lost"
     return "broken" if last.phase in BACK else "restore"
@@ -89,13 +86,13 @@ def _after_failure(last: Step) -> Phase | Outcome:
 def _ended(steps: Sequence[Step]) -> Outcome:
     if any(step.phase in BACK for step in steps):
         return "rolled_back"
-    return "refused" if any(step.phase == "drain" and step.status == "failed" for step in steps[-2:]) else "done"
+    return "done" if any(step.phase == "hold" and step.status == "ok" for step in steps) else "refused"
 
 
 ORDER: tuple[tuple[Phase, ...], ...] = (
-    ("before",),
     ("snapshot",),
     ("drain",),
+    ("before",),
     ("install",),
     ("restore",),
     ("reboot", "reboot_back"),

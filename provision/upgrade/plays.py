@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from provision.errors import InventoryError, PlayError
 from provision.hosts import Host
 from provision.plays import HostResult, PlayEvent, run_play
 from provision.report.text import plain
@@ -46,7 +45,10 @@ class Plays:
         done: Callable[[str], None] = lambda _host: None,
         **variables: object,
     ) -> dict[str, Result]:
-        """Play `book` on these hosts. `name`: the folder of its events. `done` is told each host that went through."""
+        """Play `book` on these hosts. `name`: the folder of its events. `done` is told each host that went through.
+
+        Raises PlayError and InventoryError where no host was played: that says nothing of a host.
+        """
         reached: set[str] = set()
         failed: dict[str, Result] = {}
 
@@ -60,23 +62,20 @@ class Plays:
         inventory = self.inventory
         if inventory and isinstance(inventory[0], Host):
             inventory = [host for host in inventory if isinstance(host, Host) and host.name in set(hosts)]
-        try:
-            played = run_play(
-                book,
-                inventory,
-                artifact_dir=self.folder / "plays" / name,
-                limit=",".join(hosts),
-                extra_vars={**self.variables, **variables},
-                tags=tags,
-                forks=min(MAX_FORKS, len(hosts)),
-                host_keys=self.host_keys,
-                become_password=self.become_password,
-                deadline_s=deadline_s,
-                on_event=watch,
-                on_tick=self.on_tick,
-            )
-        except (PlayError, InventoryError) as problem:
-            return {host: Result(False, problem.message) for host in hosts}
+        played = run_play(
+            book,
+            inventory,
+            artifact_dir=self.folder / "plays" / name,
+            limit=",".join(hosts),
+            extra_vars={**self.variables, **variables},
+            tags=tags,
+            forks=min(MAX_FORKS, len(hosts)),
+            host_keys=self.host_keys,
+            become_password=self.become_password,
+            deadline_s=deadline_s,
+            on_event=watch,
+            on_tick=self.on_tick,
+        )
         for host in hosts:
             if host not in reached:
                 failed[host] = _failure(played.hosts.get(host), timeout=played.status == "timeout", after=deadline_s)

@@ -55,7 +55,7 @@ def as_markdown(made: Page) -> str:
         before = escape(str(host.before.get("driver") or ""))
         word = escape(host.word.replace("_", " "))
         detail = f"{word}: {escape(host.detail, 400)}" if host.detail else word
-        cells = [_SIGNS[host.status], escape(host.name), str(host.wave), before, escape(host.now), detail]
+        cells = [_SIGNS[host.status], escape(host.name), str(host.wave or ""), before, escape(host.now), detail]
         lines.append(f"| {' | '.join(cells)} |")
     for host in made.hosts:
         if host.status == "PASS":

@@ -106,7 +106,8 @@ def page(run: str, state: RunState) -> Page:
     """The rows of a run, worst hosts first."""
     waves = [wave for wave in _list(state.plan.get("waves")) if isinstance(wave, Mapping)]
     numbers = {str(name): _whole(wave.get("number")) for wave in waves for name in _list(wave.get("hosts"))}
-    rows = [_host(state.hosts.get(name, HostState(name, wave))) for name, wave in numbers.items()]
+    begun = {name: one.wave for name, one in state.hosts.items()}  # in no wave: there was nothing to do
+    rows = [_host(state.hosts.get(name, HostState(name, wave))) for name, wave in {**begun, **numbers}.items()]
     counts = tuple((word, sum(row.word == word for row in rows)) for word in STATUSES)
     order: tuple[Status, ...] = ("ERROR", "FAIL", "SKIP", "WARN", "PASS")
     worst: Status = next((one for one in order if any(row.status == one for row in rows)), "ERROR")
@@ -127,7 +128,7 @@ def _host(state: HostState) -> HostRow:
         name=state.name,
         wave=state.wave,
         word=word,
-        status=STATUSES[word],
+        status="FAIL" if state.still_drained and STATUSES[word] in ("PASS", "SKIP") else STATUSES[word],
         detail=state.detail,
         steps=tuple(_row(step) for step in state.steps),
         before=before,

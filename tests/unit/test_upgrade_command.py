@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,9 @@ def test_what_the_plays_fetch_lies_where_it_is_read_wherever_the_run_directory_w
 
     monkeypatch.setattr(plays, "run_play", run_play)
     monkeypatch.chdir(tmp_path)
-    chosen = inventory(tmp_path, "h1")
+    chosen = replace(inventory(tmp_path, "h1"), hosts=("h1",))
     with pytest.raises(Stop):
-        command.rollback(chosen, Options(""), runs=Path("r"), means=MEANS)
+        command.rollback(chosen, Options(""), runs=Path("r"), without_drain=True, means=MEANS)
     (run,) = (tmp_path / "r").iterdir()
     folder = str(given[0]["bringup_upgrade_folder"])
     assert folder == str(run / "snapshots")

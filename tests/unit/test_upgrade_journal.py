@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from provision.errors import RunDirectoryError, UsageError
 from provision.upgrade.journal import NAME, Event, Journal, read, state
-from provision.upgrade.phases import BACK, FORWARD, ORDER, PHASES, Step, following, is_outcome
+from provision.upgrade.phases import BACK, CHANGING, DOWN, FORWARD, ORDER, PHASES, Phase, Step, following, is_outcome
 
 FORWARDS = [Event(phase, status, "h1", 1) for phase in FORWARD for status in ("started", "ok")]
 
@@ -79,29 +79,48 @@ step = st.builds(
     Step,
     phase=st.sampled_from(PHASES),
     status=st.sampled_from(["started", "ok", "failed"]),
-    data=st.sampled_from([{}, {"unreachable": True}, {"already": True}]),
+    data=st.sampled_from([{}, {"unreachable": True}]),
 )
+PATHS: list[tuple[Phase, ...]] = [FORWARD, ("drain", *BACK), BACK]
 
 
-@given(st.lists(st.booleans(), max_size=30), st.sampled_from([{}, {"unreachable": True}]))
-def test_every_host_ends_and_none_is_done_that_failed(went: list[bool], data: dict[str, object]) -> None:
+@given(
+    st.lists(st.sampled_from(["ok", "failed", "cut off"]), max_size=30),
+    st.sampled_from([{}, {"unreachable": True}]),
+    st.sampled_from(PATHS),
+)
+def test_every_host_ends_and_none_is_done_that_failed(
+    went: list[str], data: dict[str, object], path: tuple[Phase, ...]
+) -> None:
+    """Whatever fails, and wherever the operator is killed: a step that was cut off is done again."""
     steps: list[Step] = []
     good = iter(went)
-    for _ in range(40):
-        after = following(steps)
+    for _ in range(80):
+        after = following(steps, path)
         if is_outcome(after):
             break
-        status = "ok" if next(good, True) else "failed"
-        steps.append(Step(after, status=status, data=data if status == "failed" else {}))
+        how = next(good, "ok")
+        ended = Step(after, status="failed" if how == "failed" else "ok", data=data if how == "failed" else {})
+        steps += [Step(after, status="started")] if how == "cut off" else []
+        steps = [*steps, ended]
     assert is_outcome(after)
-    failed = [one.phase for one in steps if one.status == "failed" and one.phase != "undrain"]
-    assert (after == "done") == (not failed)
+    ran = {one.phase for one in steps}
+    well = {one.phase for one in steps if one.status == "ok"}
+    failed = {one.phase for one in steps if one.status == "failed"} - {"undrain"}
+    assert (after == "done") == (not failed and path == FORWARD)
     if after in ("rolled_back", "broken"):
-        assert any(one.phase in BACK for one in steps)
-    if any(one.phase in FORWARD and one.phase in ("install", "reboot", "validate", "hold") for one in steps):
+        assert ran & set(BACK)
+    if ran & {*CHANGING, *BACK}:
         assert after != "refused", "a host that was changed cannot be said to be untouched"
     if after == "rolled_back":
-        assert steps[-1].phase == "undrain" and {one.phase for one in steps if one.status == "ok"} >= set(BACK)
+        assert steps[-1].phase == "undrain" and well >= set(BACK)
+    if "drain" in ran and after not in DOWN:
+        assert steps[-1].phase == "undrain", "what was drained is put back"
+
+
+def test_a_drain_that_failed_is_no_success_because_the_way_out_of_it_was_cut_off() -> None:
+    cut = [Step("snapshot", status="ok"), Step("drain", status="failed"), Step("undrain", status="started")]
+    assert following([*cut, Step("undrain", status="ok")]) == "refused"
 
 
 @given(st.lists(step, min_size=1, max_size=6))
@@ -111,7 +130,3 @@ def test_no_history_however_odd_is_without_a_next_step(steps: list[Step]) -> Non
 
 def test_each_phase_stands_once_in_the_order() -> None:
     assert sorted(phase for group in ORDER for phase in group) == sorted(PHASES)
-
-
-def test_a_host_that_has_the_version_already_is_done_at_once() -> None:
-    assert following([Step("before", status="ok", data={"already": True})]) == "done"

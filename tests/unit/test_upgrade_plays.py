@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from provision.errors import PlayError
+from provision.errors import BringupError, InventoryError, PlayError
 from provision.hosts import Host
 from provision.plays import HostResult, PlayEvent, PlayResult, TaskFailure
 from provision.upgrade import plays
@@ -64,10 +64,13 @@ def test_a_lost_connection_is_told_from_a_failed_task(monkeypatch: pytest.Monkey
     )
 
 
-def test_a_play_that_could_not_start_fails_each_of_its_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [PlayError("Ansible could not run upgrade.yml"), InventoryError("no host")])
+def test_a_play_that_could_not_start_says_nothing_of_its_hosts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BringupError
+) -> None:
     def run_play(*_args: object, **_options: object) -> PlayResult:
-        raise PlayError("Ansible could not run upgrade.yml")
+        raise error
 
     monkeypatch.setattr(plays, "run_play", run_play)
-    results = Plays(tmp_path, HOSTS).run("upgrade.yml", "p", ["a", "b"], deadline_s=60)
-    assert [result.ok for result in results.values()] == [False, False]
+    with pytest.raises(type(error)):
+        Plays(tmp_path, HOSTS).run("upgrade.yml", "p", ["a", "b"], deadline_s=60)
