@@ -362,6 +362,8 @@ def test_a_manifest_keeps_nothing_secret() -> None:
         ["bringup", "-e", '{"password": "hunter2"}'],
         ["bringup", "-e", "index=https://me:hunter2@example.org/simple"],
         ["bringup", "-e", "become_pass=hunter2"],
+        ["bringup", "upgrade", "--drain", "sh -c 'hunter2'"],
+        ["bringup", "upgrade", "--undrain=put-back hunter2"],
     ],
 )
 def test_a_command_line_is_kept_without_its_secrets(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from provision.compat.model import Blocker
 from provision.errors import UsageError
-from provision.host_plan.model import HostPlan
+from provision.host_plan.model import Change, HostPlan
 from provision.hosts import Host
 from provision.upgrade import report
 from provision.upgrade.drain import command_of, run_hooks
@@ -112,3 +112,32 @@ def test_jobs_on_a_gpu_do_not_refuse_a_host_that_is_drained_first_and_all_else_d
     assert set(made.variables) == {"busy"}
     assert made.refused["full"].startswith("/var has") and made.refused["silent"] == "silent: no answer"
     assert "no driver" in made.refused["none"]
+
+
+@pytest.mark.parametrize(
+    ("why", "found", "changes", "version", "already"),
+    [
+        ("a branch, and any of it is loaded", "595.91.07 595.91.07", (), "", True),
+        ("a version", "595.91.07 595.91.07", (), "595.91.07", True),
+        ("another version of the branch", "595.91.07 595.91.07", (), "595.92.01", False),
+        ("another branch", "580.159.04 580.159.04", (), "", False),
+        ("installed, and the old one is still loaded", "595.91.07 580.159.04", (), "", False),
+        ("installed, and nothing is loaded", "595.91.07", (), "", False),
+        ("the plan holds packages", "595.91.07 595.91.07", ("driver packages",), "", False),
+        ("the plan changes what an upgrade leaves alone", "595.91.07 595.91.07", ("docker", "torch", "i@1"), "", True),
+    ],
+)
+def test_a_host_has_it_already_where_the_plan_changes_nothing_and_the_driver_is_loaded(
+    why: str, found: str, changes: tuple[str, ...], version: str, already: bool
+) -> None:
+    there = dict(zip(("driver", "driver_loaded"), found.split(), strict=False))
+    variables: dict[str, object] = {
+        "nvidia_driver_source": "nvidia",
+        "nvidia_driver_branch": "595",
+        "nvidia_driver_version": version,
+        "ngc_images": ["i@1"],
+    }
+    plan = HostPlan("h1", found=there, changes=tuple(Change("install", one) for one in changes), variables=variables)
+    made = prepared([plan])
+    assert ("h1" in made.already) == already, why
+    assert "h1" in made.variables and not made.refused
