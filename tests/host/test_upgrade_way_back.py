@@ -120,6 +120,91 @@ def test_a_snapshot_is_only_taken_where_it_is_worth_something(host: ContainerHos
     way_back(host, "restore first")
 
 
+def test_a_drained_host_is_one_that_the_installation_takes(host: ContainerHost, tmp_path: Path) -> None:
+    """Files stand in for the devices: what counts is who has such a path open."""
+
+    def idle() -> str:
+        results = Plays(tmp_path, [host.host()]).run("upgrade.yml", "idle", [host.name], tags=("idle",), deadline_s=120)
+        return results[host.name].detail
+
+    holding = "setsid {} 9<>/dev/{} >/dev/null 2>&1 & echo $! >>/run/holders; sleep 0.5"
+    host.sh("touch /dev/nvidia0 /dev/nvidiactl; : >/run/holders")
+    host.sh("cp /bin/sleep /run/dcgm-exporter; cp /bin/sleep /run/monitor")
+    try:
+        host.sh(holding.format("/run/dcgm-exporter 600", "nvidia0"))
+        assert idle() == "", "a service that holds a GPU without a job"
+        host.sh(holding.format("/run/monitor 600", "nvidiactl"))
+        assert "1 processes are on the GPUs: monitor (" in idle()
+    finally:
+        host.sh("kill $(cat /run/holders); rm -f /dev/nvidia0 /dev/nvidiactl")
+
+
+def deb(name: str, fields: str = "") -> str:
+    """A script that makes and installs an empty package."""
+    control = f"Package: {name}\\nVersion: 1\\nArchitecture: all\\nMaintainer: a test\\nDescription: planted\\n{fields}"
+    folder = f"/run/planted/{name}"
+    return (
+        f"mkdir -p {folder}/DEBIAN; printf '{control}' >{folder}/DEBIAN/control; dpkg-deb -b {folder} {folder}.deb;"
+        f"apt-get -q -y --allow-change-held-packages install {folder}.deb;"
+    )
+
+
+def test_other_peoples_packages_stay_and_what_they_need_with_them(host: ContainerHost) -> None:
+    before = facts(host)
+    # As where an upgrade has brought dkms, and somebody's zfs-dkms came later.
+    host.sh(deb("nvidia-planted") + deb("zfs-planted", "Depends: nvidia-planted\\n") + deb("nvidia-needless"))
+    assert way_back(host, "--check restore first")["would"] == ["nvidia-needless is there and was not"]
+    answer = way_back(host, "restore first")
+    assert answer["problems"] == [] and "left, since other packages need it: nvidia-planted" in answer["notes"], answer
+    assert "removed, since the snapshot does not have them: nvidia-needless" in answer["notes"]
+    assert host.sh("dpkg-query -W -f '${Status} ' nvidia-planted zfs-planted").count("ok installed") == 2
+    assert not way_back(host, "restore first")["changed"]
+    host.sh("apt-get -q -y purge nvidia-planted zfs-planted")
+    assert facts(host) == before
+
+
+def test_a_way_back_that_cannot_spare_other_peoples_packages_is_refused_before_it_begins(host: ContainerHost) -> None:
+    before = facts(host)
+    host.sh("apt-mark unhold nvidia-driver-cuda; apt-get -q -y remove nvidia-modprobe")
+    host.sh(deb("nvidia-instead", "Conflicts: nvidia-modprobe\\n") + deb("zfs-planted", "Depends: nvidia-instead\\n"))
+    planted = facts(host)
+    assert "nvidia-modprobe 580" not in planted
+    for words in ("--check restore first", "restore first"):
+        failure = way_back(host, words)["failure"]
+        assert (
+            "would remove zfs-planted, which is not the driver's" in failure and "apt-get remove zfs-planted" in failure
+        )
+        assert facts(host) == planted
+    host.sh("apt-get -q -y purge zfs-planted")
+    assert way_back(host, "restore first")["problems"] == []
+    assert facts(host) == before
+
+
+def test_what_others_have_lost_by_an_upgrade_is_a_problem_and_days_later_only_said(host: ContainerHost) -> None:
+    host.sh(deb("planted-tool"))
+    way_back(host, "take whole")
+    host.sh("dpkg --purge planted-tool")
+    gone = "gone since the snapshot, and not the driver's: planted-tool"
+    at_once = way_back(host, "--run whole restore whole")
+    assert at_once["problems"] == [gone] and gone in at_once["failure"]
+    later = way_back(host, "--run another restore whole")
+    assert later["problems"] == [] and gone in later["notes"] and not later["changed"]
+    host.sh(f"rm -r {SNAPSHOTS}/whole")
+
+
+def test_files_that_were_there_stay_and_those_that_were_not_are_put_aside(host: ContainerHost) -> None:
+    host.sh("echo 'blacklist floppy' >/etc/modprobe.d/site.conf")
+    way_back(host, "take files")
+    host.sh("echo 'options nvidia x=1' >>/etc/modprobe.d/site.conf; echo '# nvidia, mine' >/etc/modprobe.d/new.conf")
+    answer = way_back(host, "restore files")
+    assert answer["problems"] == [] and answer["changed"]
+    assert "nvidia" in host.sh("cat /etc/modprobe.d/site.conf"), "it was there and was not ours"
+    assert host.sh(f"cat {SNAPSHOTS}/files/aside-*/etc/modprobe.d/new.conf") == "# nvidia, mine\n"
+    assert "new.conf" not in host.sh("ls /etc/modprobe.d")
+    assert not way_back(host, "restore files")["changed"]
+    host.sh(f"rm -r /etc/modprobe.d/site.conf {SNAPSHOTS}/files")
+
+
 def test_old_snapshots_go_and_a_damaged_one_is_not_used(host: ContainerHost) -> None:
     for name in ("a", "b", "c"):
         way_back(host, f"take {name} --keep 2")
@@ -129,23 +214,3 @@ def test_old_snapshots_go_and_a_damaged_one_is_not_used(host: ContainerHost) -> 
         f"cp {SNAPSHOTS}/c/debs/libcuda1*.deb /run/x; truncate -s -1 /run/x; mv /run/x {SNAPSHOTS}/c/debs/libcuda1*.deb"
     )
     assert "was changed since the snapshot" in way_back(host, "restore c")["failure"]
-
-
-def test_a_drained_host_is_one_that_the_installation_takes(host: ContainerHost, tmp_path: Path) -> None:
-    """Files stand in for the devices: what counts is who has such a path open."""
-
-    def idle() -> str:
-        results = Plays(tmp_path, [host.host()]).run("upgrade.yml", "idle", [host.name], tags=("idle",), deadline_s=120)
-        return results[host.name].detail
-
-    holding = "setsid {} 9<>/dev/{} >/dev/null 2>&1 & echo $! >>/run/holders; sleep 0.5"
-    host.sh(
-        "touch /dev/nvidia0 /dev/nvidiactl; cp /bin/sleep /run/dcgm-exporter; cp /bin/sleep /run/monitor; : >/run/holders"
-    )
-    try:
-        host.sh(holding.format("/run/dcgm-exporter 600", "nvidia0"))
-        assert idle() == "", "a service that holds a GPU without a job"
-        host.sh(holding.format("/run/monitor 600", "nvidiactl"))
-        assert "1 processes are on the GPUs: monitor (" in idle()
-    finally:
-        host.sh("kill $(cat /run/holders); rm -f /dev/nvidia0 /dev/nvidiactl")

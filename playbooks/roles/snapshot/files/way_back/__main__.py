@@ -19,6 +19,7 @@ def main(argv: Sequence[str]) -> int:
     """Do what is asked and print the result as one line of JSON. 0: done. 1: not, and `failure` says why."""
     parser = argparse.ArgumentParser(prog="way_back")
     parser.add_argument("--check", action="store_true", help="say what would be done")
+    parser.add_argument("--run", default="", help="the operator's run that this belongs to; its snapshot has its name")
     commands = parser.add_subparsers(dest="command", required=True)
     taking = commands.add_parser("take")
     taking.add_argument("name")
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         return 1
     try:
         result = _do(given)
-    except take.Refused as problem:
+    except host.Refused as problem:
         result = {"failure": str(problem), "changed": False}
     sys.stdout.write(json.dumps(result) + "\n")
     return 1 if result.get("failure") else 0
@@ -48,14 +49,14 @@ def _do(given: argparse.Namespace) -> dict[str, Any]:
     if given.command == "settle":
         left = lock.settle(given.patience)
         if left:
-            raise take.Refused(f"what an earlier attempt began still runs: {left}")
+            raise host.Refused(f"what an earlier attempt began still runs: {left}")
         return {"changed": False}
     if given.command == "look":
         return look()
     name = given.name or take.newest()
     if not name:
-        raise take.Refused(f"there is no snapshot in {host.BASE}")
-    result = restore.restore(name, patience_s=given.patience, check=given.check)
+        raise host.Refused(f"there is no snapshot in {host.BASE}")
+    result = restore.restore(name, patience_s=given.patience, check=given.check, at_once=name == given.run)
     if result["problems"]:
         result["failure"] = f"the host is not as in its snapshot: {'; '.join(result['problems'][:6])}"
     return result

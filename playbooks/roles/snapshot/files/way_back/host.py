@@ -16,14 +16,19 @@ MARK = b"BRINGUP_UPGRADE="
 """Begins an entry in the environment of everything that an upgrade's install phase starts."""
 
 APT = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=120", "-o", "APT::Get::AutomaticRemove=false"]
+UNLOCKED = ["-o", "Debug::NoLocking=true"]
+"""For what only asks apt."""
+
 _SCOPE = re.compile(
-    r"nvidia-.*|libnvidia-.*|xserver-xorg-video-nvidia.*|firmware-nvidia-.*|glx-alternative-nvidia|.*-nvidia\d*"
+    r"(?!nvidia-(cuda-(dev|doc|gdb|samples|toolkit.*)|cudnn.*|nsight.*|openjdk.*|profiler|visual-profiler)$)nvidia-.*"
+    r"|libnvidia-.*|xserver-xorg-video-nvidia.*|firmware-nvidia-.*|glx-alternative-nvidia|.*-nvidia\d*"
     r"|lib(egl|gl|gles|glx|gl1|egl1|gles1|gles2|glx0)-nvidia.*|nvidia|dkms"
     r"|cuda|cuda-\d+-\d+|cuda-drivers.*|cuda-compat.*|cuda-keyring"
     r"|libcuda1.*|libcudadebugger1.*|libnvcuvid1.*|libnvoptix1.*|libnvidia.*|libnvsdm.*|libxnvctrl.*|libnvscq.*|nvlsm"
     r"|linux-(modules|objects|signatures)-nvidia-.*"
 )
-"""The driver, what must be of its version, the container toolkit, and metapackages that drag a driver."""
+"""The driver, what must be of its version, the container toolkit, and metapackages that drag a driver. The first line
+leaves out Debian's names of a CUDA toolkit."""
 
 _FOLDERS = (
     "/etc/apt/sources.list.d",
@@ -38,6 +43,10 @@ _FOLDERS = (
 _FILES = ("/etc/apt/sources.list", "/etc/apt/preferences", "/var/lib/gpu-bringup/nvidia_driver_holds")
 _OURS = re.compile(rb"nvidia|cuda|nouveau|bringup", re.IGNORECASE)
 _FILE_LIMIT = 1 << 20
+
+
+class Refused(Exception):
+    """The text says why, in a sentence."""
 
 
 class Done(NamedTuple):
@@ -133,13 +142,29 @@ def automatic(names: Sequence[str]) -> list[str]:
     return run(["apt-mark", "showauto", *names], 60).out.split() if names else []
 
 
-def files() -> list[Path]:
-    """apt's and the module loader's files that speak of NVIDIA, by name or by content."""
+def others(found: dict[str, Package]) -> dict[str, Package]:
+    """The packages that are there and are no matter of a driver's upgrade: other people's."""
+    return {name: one for name, one in found.items() if not in_scope(name) and one.state[1:2] != "c"}
+
+
+def unmet() -> str:
+    """What apt finds of dependencies that are not met, in its words; empty: nothing."""
+    done = run(["apt-get", "-q", *UNLOCKED, "check"], 120)
+    return done.said if done.returncode else ""
+
+
+def listed_files() -> list[Path]:
+    """All files in apt's and the module loader's folders."""
     listed = [Path(name) for name in _FILES]
     for folder in _FOLDERS:
         if Path(folder).is_dir():
             listed += sorted(Path(folder).iterdir())
-    return [path for path in listed if _speaks_of_it(path)]
+    return [path for path in listed if path.is_symlink() or path.is_file()]
+
+
+def files() -> list[Path]:
+    """Those of them that speak of NVIDIA, by name or by content."""
+    return [path for path in listed_files() if _speaks_of_it(path)]
 
 
 def _speaks_of_it(path: Path) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import host
 import lock
-from take import Refused, digest, load
+from host import Refused
+from take import digest, load
 
 _LOCAL = [
     *host.APT,
@@ -27,12 +30,17 @@ _AGAIN = ["dpkg", "--force-confold", "--force-confmiss", "--force-downgrade", "-
 _FORCE = ["--force-depends", "--force-remove-reinstreq", "--force-overwrite", "--force-confold", "--force-downgrade"]
 
 
-def restore(name: str, *, patience_s: float, check: bool) -> dict[str, Any]:
-    """Bring back the snapshot `name`. Raises Refused where it cannot begin; `problems` says what is not as it was."""
+def restore(name: str, *, patience_s: float, check: bool, at_once: bool = False) -> dict[str, Any]:
+    """Bring back the snapshot `name`. Raises Refused where it cannot begin; `problems` says what is not as it was.
+
+    `at_once`: it is the way back of the very upgrade that took it. Then what others have lost since is a problem; days
+    later it is somebody's own doing, and is only said.
+    """
     folder = host.BASE / name
     body = load(folder)
     debs = _checked_debs(folder, body)
     if check:
+        body["spared"] = _spared(body, debs)
         problems = _differences(body)
         return {"changed": bool(problems), "problems": [], "would": problems, "notes": []}
     notes: list[str] = []
@@ -41,14 +49,31 @@ def restore(name: str, *, patience_s: float, check: bool) -> dict[str, Any]:
         notes.append(f"ended what the install had left running: {', '.join(ended[:8])}")
     if holder:
         raise Refused(f"the package manager's lock is held by {holder}; wait for it or end it, then run it again")
-    before = _state()
-    _put_files_back(folder, body)
+    before, there = _state(), host.packages()
+    _remove_stuck(body, notes)
+    body["spared"] = _spared(body, debs)
+    aside = folder / f"aside-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    _put_files_back(folder, body, aside)
     _packages_back(body, debs, notes)
     _dkms_back(body, debs, notes)
     _settings_back(body)
-    _put_files_back(folder, body)
+    _put_files_back(folder, body, aside)
     problems = _differences(body)
     changed = before != _state() or bool(notes)
+    now = host.packages()
+    removed = sorted(host.ours(there).keys() - host.ours(now).keys())
+    if removed:
+        notes.append(f"removed, since the snapshot does not have them: {', '.join(removed)}")
+    if aside.is_dir():
+        notes.append(f"files that were not so at the snapshot are in {aside}")
+    if body["spared"]:
+        notes.append(f"left, since other packages need it: {', '.join(body['spared'])}")
+    lost = [name for name in host.others(there) if name not in now]
+    problems += [f"{name}, which is not the driver's, was removed by this way back" for name in lost]
+    gone = [name for name in body["others"] if name not in host.others(there)]
+    if gone:
+        told = problems if at_once else notes
+        told.append(f"gone since the snapshot, and not the driver's: {', '.join(gone[:20])}")
     result: dict[str, Any] = {
         "changed": changed,
         "problems": problems,
@@ -73,23 +98,73 @@ def _checked_debs(folder: Path, body: dict[str, Any]) -> dict[str, Path]:
 
 
 def _to_do(body: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """The packages that are not as they were, and those that were not there."""
+    """The packages that are not as they were, and those that were not there and do not stay for others' sake."""
     now = host.ours(host.packages())
     wanted = body["packages"]
     wrong = [name for name, one in wanted.items() if name not in now or now[name].version != one["version"]]
     wrong += [name for name, one in now.items() if name in wanted and name not in wrong and not one.whole]
-    return wrong, [name for name in now if name not in wanted]
+    return wrong, [name for name in now if name not in wanted and name not in body.get("spared", ())]
+
+
+def _words(body: dict[str, Any], debs: dict[str, Path], spared: Sequence[str] = ()) -> list[str]:
+    """What apt is asked for: the packages' own files, and those that were not there with a minus."""
+    wrong, extra = _to_do(body)
+    return [*(str(debs[name]) for name in wrong if name in debs), *(f"{name}-" for name in extra if name not in spared)]
+
+
+def _spared(body: dict[str, Any], debs: dict[str, Path]) -> list[str]:
+    """Packages that were not there and stay, since other people's need them: dkms, say. Raises Refused.
+
+    apt would take those others away with them without a word.
+    """
+    words = _words(body, debs)
+    others, _ = _would_remove([*_LOCAL, "install", *words]) if words else ([], True)
+    if not others:
+        return []
+    extra = _to_do(body)[1]
+    spared: list[str] = []
+    while True:
+        needed = _needs([*others, *spared])
+        more = [name for name in extra if name.partition(":")[0] in needed and name not in spared]
+        if not more:
+            break
+        spared += more
+    still, possible = _would_remove([*_LOCAL, "install", *_words(body, debs, spared)])
+    if still or not possible:
+        raise Refused(
+            f"the way back would remove {', '.join(others[:6])}, which {'is' if len(others) == 1 else 'are'} not the "
+            f"driver's and {'needs' if len(others) == 1 else 'need'} what came after the snapshot. "
+            f"Remove it yourself, then run this again: sudo apt-get remove {' '.join(others[:6])}"
+        )
+    return spared
+
+
+def _would_remove(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Other people's packages that apt would remove by this command, and whether it can do it at all."""
+    done = host.run([words[0], "-s", *host.UNLOCKED, *words[1:]])
+    names = re.findall(r"^(?:Remv|Purg) (\S+)", done.out, re.MULTILINE)
+    return sorted(name for name in names if not host.in_scope(name)), done.returncode == 0
+
+
+def _needs(names: Sequence[str]) -> set[str]:
+    """The names in these packages' dependencies."""
+    said = host.run(["dpkg-query", "-W", "-f", "${Pre-Depends},${Depends}\\n", *names], 60).out
+    return {re.split(r"[\s(:]", one.strip(), maxsplit=1)[0] for one in re.split(r"[,|\n]", said)}
+
+
+def _remove_stuck(body: dict[str, Any], notes: list[str]) -> None:
+    """What was not there and is there by half hinders apt in everything."""
+    extra = _to_do(body)[1]
+    stuck = [one.name for one in host.packages().values() if one.name in extra and not one.whole]
+    if stuck:
+        _remove(stuck, notes)
 
 
 def _packages_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]) -> None:
     wrong, extra = _to_do(body)
     paths = [str(debs[name]) for name in wrong if name in debs]
     if paths or extra:
-        stuck = [one.name for one in host.packages().values() if one.name in extra and not one.whole]
-        if stuck:
-            _remove(stuck, notes)
-        there = host.ours(host.packages())
-        done = host.run([*_LOCAL, "install", *paths, *(f"{name}-" for name in extra if name in there)])
+        done = host.run([*_LOCAL, "install", *_words(body, debs)])
         if done.returncode:
             notes.append(f"apt could not do it ({done.said}); dpkg was used by itself")
             _by_force(paths, [name for name in extra if name in host.ours(host.packages())], notes)
@@ -115,7 +190,12 @@ def _by_force(paths: Sequence[str], extra: Sequence[str], notes: list[str]) -> N
         _remove(extra, notes)
     if paths:
         host.run(["dpkg", *_FORCE, "--install", *paths])
-        host.run([*host.APT, "--no-download", "-f", "install"])
+        mend = [*host.APT, "--no-download", "-f", "install"]
+        others, _ = _would_remove(mend)
+        if others:
+            notes.append(f"apt would mend the rest by removing {', '.join(others[:6])}: it was not asked to")
+        else:
+            host.run(mend)
 
 
 def _remove(names: Sequence[str], notes: list[str]) -> None:
@@ -167,24 +247,33 @@ def _settings_back(body: dict[str, Any]) -> None:
             host.run(["apt-mark", word, *names], 60)
 
 
-def _put_files_back(folder: Path, body: dict[str, Any]) -> None:
+def _put_files_back(folder: Path, body: dict[str, Any], aside: Path) -> None:
+    """What is overwritten or taken away goes to `aside`: it may be somebody's own."""
     for name, one in body["files"].items():
         path = Path(name)
         if "link" in one:
             if not path.is_symlink() or str(path.readlink()) != one["link"]:
-                path.unlink(missing_ok=True)
+                _put_aside(path, aside)
                 path.symlink_to(one["link"])
             continue
         copy = folder / "files" / one["copy"]
         if path.is_symlink() or not path.is_file() or path.read_bytes() != copy.read_bytes():
+            _put_aside(path, aside)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{path.name}.bringup")
             shutil.copyfile(copy, part)
             part.chmod(one["mode"])
             part.replace(path)
     for path in host.files():
-        if str(path) not in body["files"] and str(path) not in ("/etc/apt/sources.list", "/etc/apt/preferences"):
-            path.unlink(missing_ok=True)
+        if str(path) not in body["names"]:
+            _put_aside(path, aside)
+
+
+def _put_aside(path: Path, aside: Path) -> None:
+    if path.is_symlink() or path.exists():
+        target = aside / path.relative_to("/")
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.move(path, target)
 
 
 def _state() -> tuple[object, ...]:
@@ -239,6 +328,9 @@ def _differences(body: dict[str, Any]) -> list[str]:
     unfinished = host.audit()
     if unfinished:
         found.append(f"dpkg --audit: {' '.join(unfinished.split())[:300]}")
+    unmet = host.unmet()
+    if unmet and not body["unmet"]:
+        found.append(f"apt finds dependencies that are not met: {unmet[:300]}")
     held = {name for name, one in body["packages"].items() if one["held"]}
     for name in sorted(held ^ {one.name for one in host.ours(now).values() if one.held}):
         if name not in extra and name not in wrong:

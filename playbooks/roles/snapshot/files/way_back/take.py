@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import host
+from host import Refused
 
 FORMAT = 1
 _CACHE = Path("/var/cache/apt/archives")
-
-
-class Refused(Exception):
-    """The text says why, in a sentence."""
 
 
 def take(name: str, *, keep: int, without_way_back: bool, check: bool) -> dict[str, Any]:
@@ -55,7 +52,8 @@ def take(name: str, *, keep: int, without_way_back: bool, check: bool) -> dict[s
             "boot_id": host.boot_id(),
             "driver": host.installed_driver(found),
             "packages": {one.name: {"version": one.version, "held": one.held} for one in ours.values()},
-            "others": {one.name: one.version for one in found.values() if one.name not in ours},
+            "others": {one.name: one.version for one in host.others(found).values()},
+            "unmet": host.unmet(),
             "left_settings": sorted(name for name, one in found.items() if one.state[1:2] == "c"),
             "held": sorted(one.name for one in found.values() if one.held),
             "automatic": host.automatic(sorted(ours)),
@@ -63,6 +61,7 @@ def take(name: str, *, keep: int, without_way_back: bool, check: bool) -> dict[s
             "debs": debs,
             "missing": missing,
             "files": _keep_files(part / "files"),
+            "names": [str(path) for path in host.listed_files()],
         }
         (part / "snapshot.json").write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
         os.sync()
