@@ -57,7 +57,10 @@ class Actions:
             "restore": lambda: self._restore(names, name, done),
             "reboot_back": lambda: self._reboot(states, name),
             "validate_back": lambda: self._validate("back", names),
-            "undrain": lambda: self._hooks(names, UNDRAIN_VARIABLE, self.hooks.undrain),
+            "undrain": lambda: (
+                self._play(names, name, ("release",), 300, _ignore)
+                | self._hooks(names, UNDRAIN_VARIABLE, self.hooks.undrain)
+            ),
         }
         return ways[phase]()
 

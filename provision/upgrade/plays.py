@@ -67,7 +67,7 @@ class Plays:
             inventory,
             artifact_dir=self.folder / "plays" / name,
             limit=",".join(hosts),
-            extra_vars={**self.variables, **variables},
+            extra_vars={"bringup_run": self.folder.name, **self.variables, **variables},
             tags=tags,
             forks=min(MAX_FORKS, len(hosts)),
             host_keys=self.host_keys,

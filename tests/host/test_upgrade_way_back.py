@@ -5,7 +5,9 @@ Real dpkg, apt, systemd; the packages are the stub's.
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +205,85 @@ def test_files_that_were_there_stay_and_those_that_were_not_are_put_aside(host: 
     assert "new.conf" not in host.sh("ls /etc/modprobe.d")
     assert not way_back(host, "restore files")["changed"]
     host.sh(f"rm -r /etc/modprobe.d/site.conf {SNAPSHOTS}/files")
+
+
+HOLD = (
+    "import fcntl, time; f = open('/var/lib/gpu-bringup/lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+    "f.write('one of a test'); f.flush(); time.sleep(600)"
+)
+"""Somebody's way back whose operator is gone."""
+
+
+def test_two_ways_back_do_not_work_at_once(host: ContainerHost) -> None:
+    before = facts(host)
+    host.sh("dpkg --force-all --purge libcuda1", check=False)
+    planted = facts(host)
+    host.sh(f"mkdir {SNAPSHOTS}/.cut.part; touch {SNAPSHOTS}/.cut.part/x")
+    host.sh(f'setsid python3 -c "{HOLD}" >/dev/null 2>&1 & echo $! >/run/holder; sleep 1')
+    for words in ("restore first", "--run r restore first", "take cut", "--run r mine"):
+        assert "at work on this host is still: one of a test" in way_back(host, f"--wait 0.1 {words}")["failure"]
+    assert host.sh(f"ls {SNAPSHOTS}/.cut.part") == "x\n", "what the other one writes is left to it"
+    assert facts(host) == planted
+    # With patience it goes on when the other has ended, and finds whatever that has left.
+    program = "python3 /var/lib/gpu-bringup/way_back --wait 60 restore first >/run/waited"
+    host.sh(f"{program} & sleep 1; [ ! -s /run/waited ] || exit 9; kill $(cat /run/holder); wait $!")
+    assert json.loads(host.sh("cat /run/waited"))["problems"] == [] and facts(host) == before
+    host.sh(f"rm -r {SNAPSHOTS}/.cut.part")
+
+
+def test_a_host_is_one_runs_from_its_snapshot_to_its_end(host: ContainerHost) -> None:
+    for run in ("mine", "elsewhere"):
+        host.sh(f"BRINGUP_UPGRADE={run} setsid sleep 600 >/dev/null 2>&1 & echo $! >/run/{run}")
+    assert "failure" not in way_back(host, "--run mine --who maria@ops1 take mine")
+    for words in ("take theirs", "restore first", "mine"):
+        failure = way_back(host, f"--run theirs {words}")["failure"]
+        assert "the run mine of maria@ops1 has this host since 20" in failure and "way_back release" in failure
+    assert "has this host" in way_back(host, "--run= take by-hand")["failure"], "a play by hand"
+    host.sh("kill -0 $(cat /run/mine)")
+    assert way_back(host, "look")["owner"]["run"] == "mine"
+    assert "failure" not in way_back(host, "--run mine mine")
+    assert "failure" not in way_back(host, "--run mine take mine"), "resumed"
+
+    # Its own way back ends what it has left running; the reboot after that ends the run.
+    assert "ended what the install had left running" in way_back(host, "--run mine restore mine")["notes"][0]
+    host.sh("! kill -0 $(cat /run/mine); kill $(cat /run/elsewhere)")
+    assert "has this host" in way_back(host, "--run theirs take theirs")["failure"]
+    host.sh('sed -i \'s/"restored_in": "[^"]*/&-another-boot/\' /var/lib/gpu-bringup/owner.json')
+    assert "failure" not in way_back(host, "--run mine mine"), "a reboot that was cut off"
+    assert "failure" not in way_back(host, "--run theirs take theirs")
+    assert "the run theirs of somebody has this host" in way_back(host, "--run mine mine")["failure"]
+
+    # A way back by hand needs nobody's leave, and the run does not go on as if nothing had been.
+    assert way_back(host, "restore theirs")["problems"] == []
+    assert "theirs has this host no more" in way_back(host, "--run theirs mine")["failure"]
+    assert "failure" not in way_back(host, "--run mine take mine")
+    assert "failure" not in way_back(host, "release") and way_back(host, "look")["owner"] == {}
+
+    # What failed leaves it to the next.
+    assert "no whole snapshot" in way_back(host, "--run mine restore nowhere")["failure"]
+    assert way_back(host, "look")["owner"] == {}
+    host.sh(f"rm -r {SNAPSHOTS}/mine {SNAPSHOTS}/theirs")
+
+
+def test_another_operators_run_is_refused_with_who_has_it_until_it_is_released(
+    host: ContainerHost, tmp_path: Path
+) -> None:
+    def play(run: str, *tags: str) -> str:
+        plays = Plays(tmp_path / run, [host.host()])
+        given = {"snapshot_name": run, "snapshot_keep": 9}
+        return plays.run("upgrade.yml", tags[0], [host.name], tags=tags, deadline_s=120, **given)[host.name].detail
+
+    assert play("20261121-080000", "snapshot") == ""
+    refused = play("20261121-080001", "snapshot")
+    assert f"the run 20261121-080000 of {getpass.getuser()}@{os.uname().nodename} has this host since 20" in refused
+    for tag in ("install", "reboot"):  # as one that had it once
+        host.sh(f"mkdir -p {SNAPSHOTS}/20261121-080001")
+        assert "has this host since" in play("20261121-080001", tag)
+    assert play("20261121-080001", "release") == "" and "has this host" in play("20261121-080001", "install")
+    assert play("20261121-080000", "release") == ""
+    host.sh(f"rm -r {SNAPSHOTS}/20261121-*")
+    assert play("20261121-080001", "snapshot") == "" == play("20261121-080001", "release")
+    host.sh(f"rm -r {SNAPSHOTS}/20261121-*")
 
 
 def test_old_snapshots_go_and_a_damaged_one_is_not_used(host: ContainerHost) -> None:

@@ -30,20 +30,6 @@ _SCOPE = re.compile(
 """The driver, what must be of its version, the container toolkit, and metapackages that drag a driver. The first line
 leaves out Debian's names of a CUDA toolkit."""
 
-_FOLDERS = (
-    "/etc/apt/sources.list.d",
-    "/etc/apt/preferences.d",
-    "/etc/apt/keyrings",
-    "/etc/apt/trusted.gpg.d",
-    "/usr/share/keyrings",
-    "/etc/modprobe.d",
-    "/etc/modules-load.d",
-    "/etc/cdi",
-)
-_FILES = ("/etc/apt/sources.list", "/etc/apt/preferences", "/var/lib/gpu-bringup/nvidia_driver_holds")
-_OURS = re.compile(rb"nvidia|cuda|nouveau|bringup", re.IGNORECASE)
-_FILE_LIMIT = 1 << 20
-
 
 class Refused(Exception):
     """The text says why, in a sentence."""
@@ -151,28 +137,6 @@ def unmet() -> str:
     """What apt finds of dependencies that are not met, in its words; empty: nothing."""
     done = run(["apt-get", "-q", *UNLOCKED, "check"], 120)
     return done.said if done.returncode else ""
-
-
-def listed_files() -> list[Path]:
-    """All files in apt's and the module loader's folders."""
-    listed = [Path(name) for name in _FILES]
-    for folder in _FOLDERS:
-        if Path(folder).is_dir():
-            listed += sorted(Path(folder).iterdir())
-    return [path for path in listed if path.is_symlink() or path.is_file()]
-
-
-def files() -> list[Path]:
-    """Those of them that speak of NVIDIA, by name or by content."""
-    return [path for path in listed_files() if _speaks_of_it(path)]
-
-
-def _speaks_of_it(path: Path) -> bool:
-    if path.is_symlink():
-        return _OURS.search(path.name.encode()) is not None
-    if not path.is_file() or path.stat().st_size > _FILE_LIMIT:
-        return False
-    return _OURS.search(path.name.encode()) is not None or _OURS.search(path.read_bytes()) is not None
 
 
 def boot_id() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import files
 import host
 import lock
 from host import Refused
@@ -30,11 +30,11 @@ _AGAIN = ["dpkg", "--force-confold", "--force-confmiss", "--force-downgrade", "-
 _FORCE = ["--force-depends", "--force-remove-reinstreq", "--force-overwrite", "--force-confold", "--force-downgrade"]
 
 
-def restore(name: str, *, patience_s: float, check: bool, at_once: bool = False) -> dict[str, Any]:
+def restore(name: str, *, run: str, patience_s: float, check: bool) -> dict[str, Any]:
     """Bring back the snapshot `name`. Raises Refused where it cannot begin; `problems` says what is not as it was.
 
-    `at_once`: it is the way back of the very upgrade that took it. Then what others have lost since is a problem; days
-    later it is somebody's own doing, and is only said.
+    `run`: whose way back it is; empty: by hand. Where that run took the snapshot, what others have lost since is a
+    problem; days later it is somebody's own doing, and is only said.
     """
     folder = host.BASE / name
     body = load(folder)
@@ -44,7 +44,7 @@ def restore(name: str, *, patience_s: float, check: bool, at_once: bool = False)
         problems = _differences(body)
         return {"changed": bool(problems), "problems": [], "would": problems, "notes": []}
     notes: list[str] = []
-    ended, holder = lock.free(patience_s)
+    ended, holder = lock.free(patience_s, {run, name} if run else set())
     if ended:
         notes.append(f"ended what the install had left running: {', '.join(ended[:8])}")
     if holder:
@@ -53,11 +53,11 @@ def restore(name: str, *, patience_s: float, check: bool, at_once: bool = False)
     _remove_stuck(body, notes)
     body["spared"] = _spared(body, debs)
     aside = folder / f"aside-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    _put_files_back(folder, body, aside)
+    files.bring_back(folder, body, aside)
     _packages_back(body, debs, notes)
     _dkms_back(body, debs, notes)
     _settings_back(body)
-    _put_files_back(folder, body, aside)
+    files.bring_back(folder, body, aside)
     problems = _differences(body)
     changed = before != _state() or bool(notes)
     now = host.packages()
@@ -72,7 +72,7 @@ def restore(name: str, *, patience_s: float, check: bool, at_once: bool = False)
     problems += [f"{name}, which is not the driver's, was removed by this way back" for name in lost]
     gone = [name for name in body["others"] if name not in host.others(there)]
     if gone:
-        told = problems if at_once else notes
+        told = problems if run == name else notes
         told.append(f"gone since the snapshot, and not the driver's: {', '.join(gone[:20])}")
     result: dict[str, Any] = {
         "changed": changed,
@@ -247,39 +247,10 @@ def _settings_back(body: dict[str, Any]) -> None:
             host.run(["apt-mark", word, *names], 60)
 
 
-def _put_files_back(folder: Path, body: dict[str, Any], aside: Path) -> None:
-    """What is overwritten or taken away goes to `aside`: it may be somebody's own."""
-    for name, one in body["files"].items():
-        path = Path(name)
-        if "link" in one:
-            if not path.is_symlink() or str(path.readlink()) != one["link"]:
-                _put_aside(path, aside)
-                path.symlink_to(one["link"])
-            continue
-        copy = folder / "files" / one["copy"]
-        if path.is_symlink() or not path.is_file() or path.read_bytes() != copy.read_bytes():
-            _put_aside(path, aside)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.bringup")
-            shutil.copyfile(copy, part)
-            part.chmod(one["mode"])
-            part.replace(path)
-    for path in host.files():
-        if str(path) not in body["names"]:
-            _put_aside(path, aside)
-
-
-def _put_aside(path: Path, aside: Path) -> None:
-    if path.is_symlink() or path.exists():
-        target = aside / path.relative_to("/")
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        shutil.move(path, target)
-
-
 def _state() -> tuple[object, ...]:
     """All that a way back may change, to say whether it did."""
     there = host.ours(host.packages())
-    contents = {str(path): b"" if path.is_symlink() else path.read_bytes() for path in host.files()}
+    contents = {str(path): b"" if path.is_symlink() else path.read_bytes() for path in files.ours()}
     return there, contents, sorted(host.automatic(sorted(there))), host.dkms()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import files
 import host
 from host import Refused
 
@@ -60,8 +60,8 @@ def take(name: str, *, keep: int, without_way_back: bool, check: bool) -> dict[s
             "dkms": host.dkms(),
             "debs": debs,
             "missing": missing,
-            "files": _keep_files(part / "files"),
-            "names": [str(path) for path in host.listed_files()],
+            "files": files.keep(part / "files"),
+            "names": [str(path) for path in files.listed()],
         }
         (part / "snapshot.json").write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
         os.sync()
@@ -210,18 +210,6 @@ def digest(path: Path) -> str:
         for piece in iter(lambda: file.read(1 << 20), b""):
             found.update(piece)
     return found.hexdigest()
-
-
-def _keep_files(folder: Path) -> dict[str, dict[str, Any]]:
-    kept: dict[str, dict[str, Any]] = {}
-    for number, path in enumerate(host.files()):
-        with contextlib.suppress(OSError):
-            if path.is_symlink():
-                kept[str(path)] = {"link": str(path.readlink())}
-            else:
-                shutil.copyfile(path, folder / str(number))
-                kept[str(path)] = {"copy": str(number), "mode": path.stat().st_mode & 0o7777}
-    return kept
 
 
 def _prune(keep: int, newest_one: Path) -> None:
