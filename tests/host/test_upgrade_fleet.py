@@ -53,9 +53,8 @@ def test_ten_hosts_in_waves_with_failures_and_an_operator_that_dies(
 
     # The card of the first host does not bear the new driver: nothing else is touched.
     _lose_with(first, NEW)
-    runs = tmp_path / "canary"
-    assert _operate("upgrade", {**words, "options": options, "runs": str(runs)}) == 1
-    (run,) = runs.iterdir()
+    assert _operate(tmp_path, "upgrade", {**words, "options": options, "runs": "canary"}) == 1
+    (run,) = (tmp_path / "canary").iterdir()
     found = state(read(run))
     assert {name: host.outcome for name, host in found.hosts.items()} == {first.name: "rolled_back"}
     assert "1 failed" in found.stopped
@@ -64,9 +63,8 @@ def test_ten_hosts_in_waves_with_failures_and_an_operator_that_dies(
     # It does now, and another of wave 2 does not: its wave ends, no other begins.
     _lose_with(first, "")
     _lose_with(bad, NEW)
-    runs = tmp_path / "fleet"
-    assert _operate("upgrade", {**words, "options": options, "runs": str(runs)}) == 1
-    (run,) = runs.iterdir()
+    assert _operate(tmp_path, "upgrade", {**words, "options": options, "runs": "fleet"}) == 1
+    (run,) = (tmp_path / "fleet").iterdir()
     found = state(read(run))
     waves = [tuple(wave["hosts"]) for wave in found.plan["waves"]]  # type: ignore[attr-defined]  # JSON
     assert waves[0] == (first.name,) and len(waves) == 4 and bad.name in waves[1]
@@ -80,12 +78,12 @@ def test_ten_hosts_in_waves_with_failures_and_an_operator_that_dies(
     assert {host.name for host in hosts if _driver(host) == NEW} == upgraded
 
     # Killed in the middle of wave 3, with packages half there.
-    process = _start("resume", {"run": str(run), "max_fail": 1})
+    process = _start(tmp_path, "resume", {"run": f"fleet/{run.name}", "max_fail": 1})
     _until(lambda: _phase(run, waves[2], "install"), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = (run / "upgrade.jsonl").read_bytes()
-    assert _operate("resume", {"run": str(run)}) == 1  # what --max-fail was told before is kept
+    assert _operate(tmp_path, "resume", {"run": f"fleet/{run.name}"}) == 1  # what --max-fail was told before is kept
     found = state(read(run))
     assert all(sum(step.phase == "install" for step in found.hosts[name].steps) == 2 for name in waves[2])
     assert (run / "upgrade.jsonl").read_bytes().startswith(before)
@@ -99,14 +97,16 @@ def test_ten_hosts_in_waves_with_failures_and_an_operator_that_dies(
     assert len(report["hosts"]) == 10 and report["status"] == "FAIL"
 
 
-def _operate(action: str, words: dict[str, object]) -> int:
-    process = _start(action, words)
+def _operate(folder: Path, action: str, words: dict[str, object]) -> int:
+    process = _start(folder, action, words)
     return process.wait(1200)
 
 
-def _start(action: str, words: dict[str, object]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, action: str, words: dict[str, object]) -> subprocess.Popen[bytes]:
+    """In `folder`: the run directories are named by relative paths, as they are by default."""
     command = [sys.executable, "-m", "tests.host.upgrade_operator", action, json.dumps(words)]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL)
 
 
 def _until(good: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 600) -> None:

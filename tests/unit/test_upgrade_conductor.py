@@ -138,6 +138,14 @@ def test_while_no_canary_was_upgraded_the_next_hosts_go_alone(tmp_path: Path) ->
     assert upgraded == ["c", "c", *"def", *"def"]
 
 
+def test_a_host_that_had_it_already_has_shown_nothing_either(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, "abcde", Rules(canary=1, wave="3", max_fail=9), already={"a": "it has it already"})
+    phases = Phases({("b", "validate")})
+    fleet.go(phases)
+    assert [name for name, phase in phases.began if phase == "install"] == ["b", "c", "d", "e"]
+    assert phases.began.index(("c", "hold")) < phases.began.index(("d", "snapshot"))
+
+
 def test_a_rollback_begins_with_the_drain_and_a_host_that_is_busy_is_left_alone(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, hosts="ab", rules=Rules(canary=0, wave="100%"), path=("drain", *BACK))
     phases = Phases({("a", "drain")})

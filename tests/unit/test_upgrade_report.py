@@ -122,6 +122,7 @@ def test_jobs_on_a_gpu_do_not_refuse_a_host_that_is_drained_first_and_all_else_d
         ("another version of the branch", "595.91.07 595.91.07", (), "595.92.01", False),
         ("another branch", "580.159.04 580.159.04", (), "", False),
         ("installed, and the old one is still loaded", "595.91.07 580.159.04", (), "", False),
+        ("a newer one of the branch waits for a reboot", "595.92.01 595.91.07", (), "", False),
         ("installed, and nothing is loaded", "595.91.07", (), "", False),
         ("the plan holds packages", "595.91.07 595.91.07", ("driver packages",), "", False),
         ("the plan changes what an upgrade leaves alone", "595.91.07 595.91.07", ("docker", "torch", "i@1"), "", True),

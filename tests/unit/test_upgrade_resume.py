@@ -255,8 +255,9 @@ def test_without_what_was_measured_before_nobody_is_rolled_back_and_nobody_passe
         snapshot="",
         notes=Notes(tmp_path),
     )
-    for _ in range(2):  # no folder; and one with nothing in it
+    for there in (False, True):  # no folder; and one with nothing in it
         with pytest.raises(RunDirectoryError):
             actions.run("validate", {"h1": HostState("h1")}, "p", lambda _host: None)
-        assert not (tmp_path / "after").exists()
+        assert (tmp_path / "before").exists() == there
+        assert not (tmp_path / "after").exists(), "nothing is measured for it"
         measuring.run("before", [])
