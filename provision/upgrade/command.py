@@ -118,6 +118,7 @@ def resume(
     do. Codes as upgrade().
     """
     means = means or default_means()
+    folder = folder.absolute()  # its name is the run's, also where it is "."
     read(folder)  # before a journal is made where there is none
     with Journal(folder) as journal:
         order = order_of(journal.state(), folder)
