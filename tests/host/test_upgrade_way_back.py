@@ -184,19 +184,20 @@ def test_a_way_back_that_cannot_spare_other_peoples_packages_is_refused_before_i
 
 def test_what_others_have_lost_by_an_upgrade_is_a_problem_and_days_later_only_said(host: ContainerHost) -> None:
     host.sh(deb("planted-tool"))
-    way_back(host, "take whole")
+    assert "failure" not in way_back(host, "take whole")
     host.sh("dpkg --purge planted-tool")
     gone = "gone since the snapshot, and not the driver's: planted-tool"
     at_once = way_back(host, "--run whole restore whole")
     assert at_once["problems"] == [gone] and gone in at_once["failure"]
     later = way_back(host, "--run another restore whole")
     assert later["problems"] == [] and gone in later["notes"] and not later["changed"]
+    way_back(host, "release")
     host.sh(f"rm -r {SNAPSHOTS}/whole")
 
 
 def test_files_that_were_there_stay_and_those_that_were_not_are_put_aside(host: ContainerHost) -> None:
     host.sh("echo 'blacklist floppy' >/etc/modprobe.d/site.conf")
-    way_back(host, "take files")
+    assert "failure" not in way_back(host, "take files")
     host.sh("echo 'options nvidia x=1' >>/etc/modprobe.d/site.conf; echo '# nvidia, mine' >/etc/modprobe.d/new.conf")
     answer = way_back(host, "restore files")
     assert answer["problems"] == [] and answer["changed"]
