@@ -200,7 +200,10 @@ def _kernel_module(case: Case, offer: Offer, flavour: Flavour, packages: list[st
         packages.append(flavour.signed_package.format(flavour=kernel))
         newest = f"the signed modules are those of the archive's newest {kernel} kernel, which comes with them"
         if case.machine.kernel:
-            case.notes.append(f"{newest}: where an older one runs, the module is there from the next boot on")
+            case.notes.append(
+                f"{newest}, its headers and metapackages too: where an older one runs, the module is there from the"
+                " next boot on, or at once where the archive has it for that kernel as well"
+            )
         else:
             case.notes.append(f"{newest}; the host's own kernel is not known")
         return True

@@ -29,6 +29,7 @@ BROKEN = {
     "580.100.06": "truncated",
     "580.100.07": "dkms-fails",
     "580.100.08": "wrong-module-version",
+    "580.100.09": "needs-contrib",
 }
 UBUNTU = 'ID=ubuntu\nID_LIKE=debian\nNAME="Ubuntu"\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\nVERSION="24.04 LTS"\n'
 STATE = """
@@ -100,6 +101,14 @@ class DriverHost:
     def done(self, version: str = OLD, **variables: object) -> PlayResult:
         result = self.play(version, **variables)  # type: ignore[arg-type]  # the keywords of play, and any variable
         assert result.ok, [failure.sentence() for failure in result.failures]
+        return result
+
+    def foretold(self, version: str = OLD, **variables: object) -> PlayResult:
+        """Play under --check, where nothing may fail or be changed."""
+        before = self.state()
+        result = self.play(version, check=True, **variables)  # type: ignore[arg-type]  # as above
+        assert result.ok, [failure.sentence() for failure in result.failures]
+        assert self.state() == before
         return result
 
     def refused(self, version: str = OLD, **variables: object) -> str:

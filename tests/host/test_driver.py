@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from provision.compat.model import Machine, Wish
+from provision.compat.resolver import resolve
 from provision.plays import PlayResult
 from tests.host.driver_play import NEW, NEXT, OLD, DriverHost, driver_host
 from tests.hosts.containers import available
@@ -20,6 +22,7 @@ from tests.need import need
 pytestmark = pytest.mark.timeout(1200)
 
 PIN = {"nvidia_driver_pin_package": "nvidia-driver-pinning-580"}
+B200 = "10de:2901"
 REBOOT = ("reboot", "nvidia_driver/verify")
 
 
@@ -70,6 +73,19 @@ def story(site: Site) -> Story:
 
 def versions(host: DriverHost, *names: str) -> set[str]:
     return set(host.sh(f"dpkg-query -W -f '${{Version}}\\n' {' '.join(names)}").split())
+
+
+def installed(host: DriverHost, pattern: str) -> str:
+    """The installed packages of a pattern, in one line."""
+    listed = "dpkg-query -W -f '${Package} ${db:Status-Status}\\n' '" + pattern + "'"
+    return " ".join(host.sh(f"{listed} | sed -n 's/ installed$//p'").split())
+
+
+def blackwell(branch: str) -> dict[str, object]:
+    """The fabric manager as the resolver plans it for an HGX B200 on Ubuntu 24.04."""
+    found = resolve(Machine((B200,), "ubuntu-24.04", nvswitches=2), Wish(branch=branch)).part("fabric_manager")
+    assert found is not None
+    return {"fabric_manager_wanted": True, "fabric_manager_packages": list(found.packages)}
 
 
 def nvidia_packages_of_an_upgrade(host: DriverHost) -> list[str]:
@@ -226,17 +242,66 @@ def test_the_fabric_manager_has_the_driver_s_own_version(site: Site, story: Stor
     assert host.done(version, **given).changed == 0
 
 
-def test_names_with_the_branch_and_without_it_on_ubuntu(site: Site) -> None:
+def test_names_with_the_branch_on_ubuntu(site: Site) -> None:
     host = site.ubuntu
     host.done(roles=["nvidia_repository", "nvidia_driver"], **PIN)
     assert versions(host, "nvidia-dkms-580-open", "nvidia-utils-580", "libnvidia-compute-580") == {f"{OLD}-1ubuntu1"}
     assert host.done(**PIN).changed == 0
-    host.done(NEXT, nvidia_driver_pin_package="nvidia-driver-pinning-595")
+
+
+def test_the_fabric_manager_of_hgx_blackwell_is_of_the_driver_s_version_and_infiniband_s_tools_of_their_own(
+    site: Site,
+) -> None:
+    host = site.ubuntu
+    given = {"roles": ["fabric_manager"], **blackwell("580")}
+    assert host.foretold(OLD, **given).changed == 1
+    assert host.done(OLD, **given).changed
+    assert versions(host, "nvlink5-580", "nvidia-fabricmanager", "libnvsdm", "nvidia-imex") == {f"{OLD}-1"}
+    held = host.sh("apt-mark showhold").split()
+    assert {"nvlink5-580", "libnvsdm"} <= set(held)
+    assert not {"libibumad3", "infiniband-diags"} & set(held)
+    assert host.done(OLD, **given).changed == 0
+
+
+def test_a_plan_for_another_branch_goes_past_the_held_pin_the_held_fabric_manager_and_brings_nvidia_smi(
+    site: Site,
+) -> None:
+    host = site.ubuntu
+    assert "nvidia-driver-pinning-580" in host.sh("apt-mark showhold").split()
+    planned = resolve(Machine((B200,), "ubuntu-24.04"), Wish(branch="595")).part("driver")
+    assert planned is not None
+    given = {"nvidia_driver_packages": list(planned.packages), "nvidia_driver_pin_package": planned.pin}
+    host.done(NEXT, **given)
     assert versions(host, "nvidia-dkms-open", "nvidia-utils", "libnvidia-compute") == {f"{NEXT}-1ubuntu1"}
-    left = host.sh("dpkg-query -W -f '${Package} ${db:Status-Status}\\n' '*-580*' | grep ' installed' || true")
-    assert left == ""
+    assert host.sh("test -x /usr/bin/nvidia-smi && dpkg -S /usr/bin/nvidia-smi") == "nvidia-utils: /usr/bin/nvidia-smi"
+    assert installed(host, "*-580*") == ""
+    assert installed(host, "nvidia-driver-pinning-*") == "nvidia-driver-pinning-595"
     assert host.sh("modinfo -F version nvidia") == NEXT
+    assert host.done(NEXT, **given).changed == 0
     assert nvidia_packages_of_an_upgrade(host) == []
+
+
+def test_the_fabric_manager_follows_and_is_asked_after_the_reboot(site: Site) -> None:
+    host = site.ubuntu
+    given = blackwell("595")
+    assert host.done(NEXT, roles=["fabric_manager"], **given).changed
+    assert versions(host, "nvlink5", "nvidia-fabricmanager", "libnvsdm") == {f"{NEXT}-1"}
+    after = ["reboot", "nvidia_driver/verify", "fabric_manager/verify"]
+    assert host.done(NEXT, roles=after, bringup_reboot=True, **given).ok
+    assert host.done(NEXT, roles=["fabric_manager"], **given).changed == 0
+    host.sh("systemctl stop nvidia-fabricmanager")
+    said = host.refused(NEXT, roles=["fabric_manager/verify"], **given)
+    assert "does not run after the reboot (inactive)" in said
+    assert "journalctl -u nvidia-fabricmanager" in said
+    assert host.done(NEXT, roles=["fabric_manager"], **given).changed == 1
+
+
+def test_a_fabric_manager_that_no_repository_has_is_said_in_one_sentence(site: Site) -> None:
+    said = site.ubuntu.refused(
+        NEXT, roles=["fabric_manager"], fabric_manager_wanted=True, fabric_manager_packages=["nvidia-fabricmanager-1"]
+    )
+    assert f"of the driver's version, {NEXT}, could not be installed" in said
+    assert "Unable to locate package nvidia-fabricmanager-1" in said
 
 
 def test_the_proprietary_module_takes_the_open_one_s_place(site: Site) -> None:

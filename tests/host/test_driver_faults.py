@@ -129,6 +129,42 @@ def test_a_signature_from_the_future_is_the_clock_s_fault(box: DriverHost) -> No
     assert "clock" in said
 
 
+def test_a_driver_of_nvidia_s_that_needs_debian_s_contrib_gets_it(box: DriverHost) -> None:
+    assert box.foretold("580.100.09").changed
+    try:
+        box.done("580.100.09")
+        assert box.sh("dpkg-query -W -f '${db:Status-Status}' update-glx") == "installed"
+        assert "Components: contrib" in box.sh("cat /etc/apt/sources.list.d/bringup-driver-components.sources")
+        assert box.done("580.100.09").changed == 0
+    finally:
+        box.sh("apt-mark unhold $(apt-mark showhold); apt-get -qy purge update-glx", check=False)
+        box.sh("rm -f /etc/apt/sources.list.d/bringup-driver-components.sources; apt-get -q update")
+
+
+# A host that is no container loads the module at once. Doubles: what says that it is one is hidden, and a tree of PCI
+# devices has a GPU. No kernel loads it: `modprobe` goes by the stub's modprobe.d, that writes to /sys/module too.
+def test_the_first_run_on_a_host_with_a_gpu_loads_the_module_and_finishes_the_work(box: DriverHost) -> None:
+    box.sh(
+        "mkdir -p /srv/pci/0000:01:00.0; echo 0x10de >/srv/pci/0000:01:00.0/vendor;"
+        "echo 0x030200 >/srv/pci/0000:01:00.0/class; mount --bind /srv/pci /sys/bus/pci/devices;"
+        "mount -t tmpfs none /sys/module;"
+        "for file in /.dockerenv /run/systemd/container; do [ ! -e $file ] || mv $file /srv/pci/; done;"
+        "mv /usr/bin/systemd-detect-virt /srv/pci/"
+    )
+    try:
+        with program(box, "/usr/bin/systemd-detect-virt", "echo none; exit 1"):
+            box.done()
+            assert box.verdict().endswith("nvidia-smi works")
+            assert box.sh("systemctl is-active nvidia-persistenced") == "active"
+            assert box.done().changed == 0
+    finally:
+        box.sh(
+            "mv /srv/pci/systemd-detect-virt /usr/bin/; [ ! -e /srv/pci/.dockerenv ] || mv /srv/pci/.dockerenv /;"
+            "[ ! -e /srv/pci/container ] || mv /srv/pci/container /run/systemd/;"
+            "umount /sys/bus/pci/devices /sys/module"
+        )
+
+
 # What is seen before anything is changed.
 def test_secure_boot_without_an_enrolled_key_says_how_to_enrol_it(box: DriverHost) -> None:
     answers = (

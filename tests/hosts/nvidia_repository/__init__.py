@@ -19,7 +19,8 @@ pinning packages are made up. linux-headers-$(uname -r) is here for the kernel t
 archive has it. No GPU is behind any of it: /etc/stub-nvidia/gpu-name says what nvidia-smi calls the one that it claims.
 
 A breakage goes by a driver version ("580.178.04") or by one package ("nvidia-container-toolkit=1.19.1-1"):
-preinst-fails, postinst-fails, postinst-hangs, missing-dependency, file-conflict, truncated (for either); dkms-fails,
+preinst-fails, postinst-fails, postinst-hangs, missing-dependency, needs-contrib (no fault: it depends on a real package
+of Debian's contrib), file-conflict, truncated (for either); dkms-fails,
 smi-fails-after-reboot, wrong-module-version (driver versions alone). "Release": unsigned, expired, not-valid-yet.
 """
 
@@ -45,7 +46,15 @@ DRIVERS = {"580.159.04": "13.0", "580.178.04": "13.0", "595.91.07": "13.2"}
 TOOLKITS = ("12.9.1", "13.0.2", "13.1.1")
 CONTAINER_TOOLKITS = ("1.18.2", "1.19.1")
 DRIVER_BREAKAGES = ("dkms-fails", "smi-fails-after-reboot", "wrong-module-version")
-BREAKAGES = ("preinst-fails", "postinst-fails", "postinst-hangs", "missing-dependency", "file-conflict", "truncated")
+BREAKAGES = (
+    "preinst-fails",
+    "postinst-fails",
+    "postinst-hangs",
+    "missing-dependency",
+    "needs-contrib",
+    "file-conflict",
+    "truncated",
+)
 RELEASE_STATES = ("", "unsigned", "expired", "not-valid-yet")
 LABEL = "NVIDIA CUDA"
 _APTS_OWN_FILE = "/usr/share/doc/apt/copyright"
@@ -163,7 +172,12 @@ def _breakage(package: Package, broken: Mapping[str, str]) -> str:
     kernel = package.name.startswith(("nvidia-dkms", "nvidia-kernel-dkms", "nvidia-kernel-open-dkms"))
     userspace = package.name.startswith(("nvidia-utils", "nvidia-driver-cuda"))
     libraries = package.name.startswith(("libnvidia-compute", "libcuda1"))
-    carries = {"missing-dependency": userspace, "file-conflict": userspace, "truncated": libraries}
+    carries = {
+        "missing-dependency": userspace,
+        "needs-contrib": userspace,
+        "file-conflict": userspace,
+        "truncated": libraries,
+    }
     return breakage if carries.get(breakage, kernel) else ""
 
 
@@ -175,8 +189,9 @@ def _break(package: Package, breakage: str) -> Package:
         return dataclasses.replace(package, scripts={**package.scripts, script: fail.format(package.name, script)})
     if breakage == "postinst-hangs":
         return dataclasses.replace(package, scripts={**package.scripts, "postinst": "exec sleep 86400\n"})
-    if breakage == "missing-dependency":
-        depends = ", ".join(filter(None, [package.depends, "nvidia-package-that-nobody-has (>= 1)"]))
+    if breakage in ("missing-dependency", "needs-contrib"):
+        other = "update-glx" if breakage == "needs-contrib" else "nvidia-package-that-nobody-has (>= 1)"
+        depends = ", ".join(filter(None, [package.depends, other]))
         return dataclasses.replace(package, depends=depends)
     if breakage == "file-conflict":
         return dataclasses.replace(package, files={**package.files, _APTS_OWN_FILE: "taken\n"})

@@ -136,7 +136,8 @@ def libraries(name: str, package_version: str, version: str, which: Sequence[str
     return Package(name, package_version, files=files, links=links, fields=fields)
 
 
-def _smi(name: str, package_version: str, version: str, depends: str, cuda: str, **fields: str) -> Package:
+def smi(name: str, package_version: str, version: str, depends: str, cuda: str, **fields: str) -> Package:
+    """The package that has nvidia-smi."""
     return Package(
         name,
         package_version,
@@ -146,11 +147,14 @@ def _smi(name: str, package_version: str, version: str, depends: str, cuda: str,
     )
 
 
-def _service(name: str, package_version: str, program: str, content: str, depends: str = "") -> Package:
+def service(
+    name: str, package_version: str, program: str, content: str, depends: str = "", *, package: str = "", **fields: str
+) -> Package:
+    """A package of a program and its unit `name`; its own name, where that is another, is `package`."""
     unit = f"[Unit]\nDescription=Stub of {name}\n\n[Service]\nType=oneshot\nRemainAfterExit=yes\n"
     unit += f"ExecStart={program}\n\n[Install]\nWantedBy=multi-user.target\n"
     return Package(
-        name,
+        package or name,
         package_version,
         depends,
         files={program: content, f"/usr/lib/systemd/system/{name}.service": unit},
@@ -158,6 +162,7 @@ def _service(name: str, package_version: str, program: str, content: str, depend
             "postinst": "systemctl daemon-reload 2>/dev/null || true\n",
             "prerm": f'[ "$1" != remove ] || systemctl stop {name} 2>/dev/null || true\n',
         },
+        fields=fields,
     )
 
 
@@ -185,13 +190,25 @@ def common(version: str) -> list[Package]:
     both = f"{version}-1"
     return [
         pinning(version),
-        _service("nvidia-fabricmanager", both, "/usr/bin/nv-fabricmanager", text("nv-fabricmanager", version=version)),
+        service("nvidia-fabricmanager", both, "/usr/bin/nv-fabricmanager", text("nv-fabricmanager", version=version)),
         libraries("libnvidia-nscq", both, version, ["libnvidia-nscq"]),
-        _service(
+        service(
             "nvidia-persistenced", both, "/usr/bin/nvidia-persistenced", text("nvidia-persistenced", version=version)
         ),
+        libraries("libnvsdm", both, version, ["libnvsdm"]),
+        Package("nvidia-imex", both),
+        *_nvlink5(version),
         Package("nvidia-modprobe", both, files={"/usr/bin/nvidia-modprobe": "#!/bin/sh\nexec modprobe nvidia\n"}),
     ]
+
+
+def _nvlink5(version: str) -> list[Package]:
+    """HGX Blackwell's metapackages, of the driver's version; libibumad3 and infiniband-diags are the distribution's."""
+    both, branch = f"{version}-1", version.partition(".")[0]
+    parts = ("nvidia-fabricmanager", "libnvidia-nscq", "libnvsdm", "nvidia-imex")
+    depends = ", ".join(["nvlsm", *(f"{name} (= {both})" for name in parts)])
+    names = [f"nvlink5-{branch}"] if int(branch) < 590 else ["nvlink5"]
+    return [Package(name, both, depends) for name in names]
 
 
 def ubuntu(version: str, *, cuda: str, breakage: str = "") -> list[Package]:
@@ -206,7 +223,7 @@ def ubuntu(version: str, *, cuda: str, breakage: str = "") -> list[Package]:
     kernel_depends = f"dkms, nvidia-kernel-common{suffix} {same}"
     packages = [
         libraries(f"libnvidia-compute{suffix}", pv, version, ["libcuda", "libnvidia-ml"], **rivals),
-        _smi(
+        smi(
             f"nvidia-utils{suffix}",
             pv,
             version,
@@ -256,7 +273,7 @@ def debian(version: str, *, cuda: str, breakage: str = "") -> list[Package]:
         libraries("libcuda1", pv, version, ["libcuda"]),
         libraries("libnvidia-ml1", pv, version, ["libnvidia-ml"]),
         libraries("libnvidia-gl", pv, version, ["libGLX_nvidia"]),
-        _smi(
+        smi(
             "nvidia-driver-cuda",
             pv,
             version,
@@ -294,6 +311,7 @@ def debian(version: str, *, cuda: str, breakage: str = "") -> list[Package]:
 def build_tools(kernels: Sequence[str]) -> list[Package]:
     """A stub of dkms, and headers for each kernel whose name a package can have."""
     packages = [Package("dkms", "1:3.4.0-1", "kmod", files={"/usr/sbin/dkms": text("dkms")}, architecture="all")]
+    packages.append(Package("nvlsm", "2025.06.11-1"))
     for kernel in kernels:
         if set(kernel) <= set("abcdefghijklmnopqrstuvwxyz0123456789.+-"):
             headers = f"/usr/src/linux-headers-{kernel}"

@@ -13,7 +13,7 @@ OURS = re.compile(
     r"|firmware-nvidia-gsp|libnvcuvid|libnvoptix)"
 )
 CORE = re.compile(
-    r"^(libnvidia-compute|libcuda1$|libnvidia-ml1$|nvidia-utils|nvidia-smi$|nvidia-driver-cuda$|nvidia-dkms"
+    r"^(libnvidia-compute|libcuda1$|libnvidia-ml1$|nvidia-(compute-)?utils|nvidia-smi$|nvidia-driver-cuda$|nvidia-dkms"
     r"|nvidia-(open-)?kernel(-open)?(-dkms|-source|-common|-support)|nvidia-open|nvidia-driver(?!-(pinning|assistant))"
     r"|nvidia-headless|cuda-drivers|nvidia-firmware|libnvidia-)"
 )
@@ -21,6 +21,10 @@ CORE = re.compile(
 MODULES = re.compile(
     r"^(nvidia-dkms(-\d+)?(-server)?(-open)?|nvidia-(kernel|open-kernel|kernel-open)-dkms|nvidia-open(-\d+)?|cuda-drivers(-\d+)?)$"
 )
+# Ubuntu's prebuilt modules: their versions are the kernel's.
+PREBUILT = re.compile(r"^linux-(modules|objects|signatures)-nvidia-")
+# Of the driver's version, but not of the driver: the role fabric_manager has them.
+FABRIC = re.compile(r"^(nvidia-fabricmanager|nvlink5|libnvsdm|nvidia-imex)")
 
 
 def upstream(version):
@@ -54,6 +58,12 @@ class Apt:
         package = self.package(name)
         return package.current_ver.ver_str if package is not None and package.current_ver else ""
 
+    def installed_like(self, pattern):
+        """Return the installed packages whose names match."""
+        return sorted(
+            one.name for one in self.cache.packages if one.current_ver is not None and pattern.match(one.name)
+        )
+
     def origins(self, version):
         """Return (words for a person, whether it is the wanted source) for each archive that has this version."""
         found = []
@@ -72,11 +82,11 @@ class Apt:
         """Whether the wanted source has this version."""
         return any(right for _, right in self.origins(version))
 
-    def choose(self, name, release, *, held_to=True):
+    def choose(self, name, release, *, held_to=True, keep=True):
         """Return the version of a package to have, as text; empty where the wanted source has none.
 
-        `release`: a driver version or a branch. What is installed is kept where it will do. `held_to` false: a package
-        whose version is not the driver's.
+        `release`: a driver version or a branch. What is installed is kept where it will do, unless `keep` is false.
+        `held_to` false: a package whose version is not the driver's.
         """
         package = self.package(name)
         if package is None:
@@ -89,7 +99,7 @@ class Apt:
             return number == release or number.startswith(f"{release}.")
 
         there = package.current_ver
-        if there is not None and fits(there) and (self.right(there) or not self.origins(there)):
+        if keep and there is not None and fits(there) and (self.right(there) or not self.origins(there)):
             return there.ver_str
         best = None
         for version in package.version_list:
@@ -118,8 +128,9 @@ class Apt:
                 name = group[0].target_pkg.name
                 if name in targets or name in found or not OURS.match(name):
                     continue
-                chosen = self.choose(name, number)
-                if upstream(chosen) == number:
+                exact = [one.ver_str for one in group[0].all_targets()] if PREBUILT.match(name) else []
+                chosen = exact[0] if exact else self.choose(name, number)
+                if exact or upstream(chosen) == number:
                     found[name] = chosen
                     ahead.append(self.find(name, chosen))
         return found
@@ -145,6 +156,33 @@ class Apt:
                 "right": right,
             }
         return found
+
+    def suits(self, version, number):
+        """Whether a version of a prebuilt module's package is for the driver `number`: its dependencies say so."""
+        lists = version.depends_list
+        for group in [*lists.get("PreDepends", []), *lists.get("Depends", [])]:
+            names = [one.target_pkg.name for one in group]
+            there = [one for dependency in group for one in dependency.all_targets()]
+            if any(map(PREBUILT.match, names)):
+                if not any(self.suits(one, number) for one in there):
+                    return False
+            elif any(map(CORE.match, names)) and not any(upstream(one.ver_str) == number for one in there):
+                return False
+        return True
+
+    def prebuilt(self, name, number):
+        """Return the version of a prebuilt module's package for a driver: the installed one, else the newest."""
+        package = self.package(name)
+        if package is None:
+            return ""
+        there, best = package.current_ver, None
+        for version in package.version_list:
+            if (version == there or self.right(version)) and self.suits(version, number):
+                if version == there:
+                    return there.ver_str
+                if best is None or self.pkg.version_compare(version.ver_str, best.ver_str) > 0:
+                    best = version
+        return best.ver_str if best is not None else ""
 
     def broken(self):
         """Return the packages that are half installed, and those whose dependencies are not met."""

@@ -9,7 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from archive import CORE, MODULES, OURS, Apt, upstream
+from archive import CORE, FABRIC, MODULES, OURS, PREBUILT, Apt, upstream
+from kernels import boot_kernels, for_running, headers, kernel_metapackages, leftovers, whole
 from look import library, modules, processes, run, run_file, smi, text, unit, unlike, where
 
 SIMULATE = [
@@ -68,22 +69,14 @@ def found_program(name):
     return any((Path(folder) / name).exists() for folder in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"))
 
 
-def boot_kernels(kernel):
-    """Return the kernel that counts and the one of the next boot: the newest that is installed."""
-    names = [path.name.partition("-")[2] for path in Path("/boot").glob("vmlinuz-*")]
-    names.sort(
-        key=lambda name: [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.+-]", name)]
-    )
-    return kernel, names[-1] if names else kernel
-
-
 def holds(apt, drivers, wish):
     """Return which packages lack our hold, and which somebody else holds."""
     ours = set(text(HOLDS).splitlines())
-    names = sorted([*drivers, *(kernel_metapackages(apt) if wish["hold_kernel"] else [])])
+    managers = apt.installed_like(FABRIC)
+    names = sorted([*drivers, *(kernel_metapackages(apt) if wish["hold_kernel"] else []), *ours.intersection(managers)])
     missing = [name for name in names if not held(apt, name)]
-    foreign = [name for name in names if held(apt, name) and name not in ours]
-    remembered = sorted(ours) == [name for name in names if name not in foreign]
+    foreign = [name for name in dict.fromkeys([*names, *managers]) if held(apt, name) and name not in ours]
+    remembered = sorted(name for name in ours if apt.installed(name)) == [one for one in names if one not in foreign]
     return {"all": names, "missing": missing, "foreign": foreign, "remembered": remembered}
 
 
@@ -93,55 +86,15 @@ def held(apt, name):
     return package is not None and package.selected_state == apt.pkg.SELSTATE_HOLD
 
 
-def kernel_metapackages(apt):
-    """Return the installed metapackages that bring the next kernel: linux-image-generic, linux-aws, ..."""
-    found = []
-    for package in apt.cache.packages:
-        if package.current_ver is not None and re.match(r"linux-(image-|headers-)?[a-z]", package.name):
-            flavour = re.sub(r"^linux-(image-|headers-)?", "", package.name)
-            kinds = r"(generic|virtual|aws|azure|gcp|oracle|kvm|nvidia|lowlatency|amd64|cloud-amd64|rt-amd64)"
-            if re.fullmatch(kinds + r"(-hwe-[\d.]+|-lts-[\d.]+|-[\d.]+)?", flavour):
-                found.append(package.name)
-    return sorted(found)
-
-
-def headers(apt, kernels, wish):
-    """Return the header packages to install, and whether none can be had for any kernel that will run.
-
-    Those of the running kernel, and the metapackage, so that the next kernel gets its headers, and its module, too.
-    """
-    if not wish["builds"]:
-        return {"packages": [], "impossible": False}
-    missing = []
-    possible = False
-    for kernel in dict.fromkeys(kernels):
-        name = f"linux-headers-{kernel}"
-        if Path(f"/lib/modules/{kernel}/build").is_dir():
-            possible = True
-        elif apt.package(name) is not None and apt.package(name).version_list:
-            possible = True
-            missing.append(name)
-    for name in kernel_metapackages(apt):
-        if name.startswith("linux-image-"):
-            meta = name.replace("linux-image-", "linux-headers-", 1)
-            if apt.package(meta) is not None and apt.package(meta).version_list and not apt.installed(meta):
-                missing.append(meta)
-    return {"packages": missing, "impossible": not possible}
-
-
 def wanted(apt, wish, answer):
     """Return the versions to have, what is missing in the archives, and what apt would do about it."""
     names = list(wish["packages"])
-    release = wish["version"] or wish["branch"]
-    targets = {name: apt.choose(name, release) for name in names}
-    numbers = {upstream(version) for version in targets.values()} - {""}
-    if len(numbers) > 1:
-        # One driver for all: what is installed already, else the newest.
-        there = {upstream(apt.installed(name)) for name in names} & numbers
-        number = max(there or numbers, key=lambda one: [int(part) for part in one.split(".")])
-        targets = {name: apt.choose(name, number) for name in names}
-        numbers = {number}
-    number = numbers.pop() if numbers else ""
+    targets, number = choose(apt, names, wish["version"] or wish["branch"])
+    if not all(targets.values()) and any(map(PREBUILT.match, names)):
+        # There is no prebuilt module for the driver that is installed: the newest has one.
+        newest = choose(apt, names, wish["version"] or wish["branch"], keep=False)
+        targets, number = newest if all(newest[0].values()) else (targets, number)
+    targets.update(for_running(apt, names, number, answer["kernel"]))
     targets.update(persistence(apt, wish, number))
     found = {
         "missing": [name for name, version in targets.items() if not version],
@@ -177,6 +130,21 @@ def wanted(apt, wish, answer):
     return found
 
 
+def choose(apt, names, release, *, keep=True):
+    """Return name -> version of the packages, and the driver's version that they are all of."""
+    targets = {name: apt.choose(name, release, keep=keep) for name in names}
+    numbers = {upstream(version) for version in targets.values()} - {""}
+    if len(numbers) > 1:
+        # One driver for all: what is installed already, else the newest.
+        there = {upstream(apt.installed(name)) for name in names} & numbers if keep else set()
+        number = max(there or numbers, key=lambda one: [int(part) for part in one.split(".")])
+        targets = {name: apt.choose(name, number, keep=keep) for name in names}
+        numbers = {number}
+    number = numbers.pop() if numbers else ""
+    targets.update({name: apt.prebuilt(name, number) for name in names if PREBUILT.match(name)})
+    return targets, number
+
+
 def strays(drivers, number):
     """Return the installed packages of a driver of another version."""
     if not number:
@@ -193,7 +161,8 @@ def persistence(apt, wish, number):
     if not wish["persistence"]:
         return {}
     for name in wish["persistence_packages"]:
-        version = apt.choose(name, number, held_to=wish["source"] != "distro")
+        # Debian's own nvidia-persistenced has versions of its own.
+        version = apt.choose(name, number, held_to=wish["source"] != "distro" or name != "nvidia-persistenced")
         if version:
             return {name: version}
     return {}
@@ -214,6 +183,9 @@ def simulate(apt, targets, first, drivers, number):
         # There is room for one kernel module: the other flavour's, and what drags it along, goes.
         other = [name for name in drivers if MODULES.match(name) and name not in targets]
         words += [f"{name}-" for name in other if f"{name}-" not in words]
+    if number:
+        words += [f"{name}-" for name in leftovers(apt, targets, drivers, number)]
+        words += fabric(apt, number)
     named = {*targets, *strays(drivers, number)}
     for _ in range(ROUNDS):
         status, said = run(*SIMULATE, *first, *words, timeout_s=180)
@@ -228,16 +200,27 @@ def simulate(apt, targets, first, drivers, number):
                 if upstream(other) == number:
                     more.append(f"{name}={other}")
                     named.add(name)
+        more += [name for name in whole(apt, targets, [one for one, _, _ in install]) if name not in words]
         if not more:
             break
         words += more
     return {
         "install": [{"name": name, "now": now, "then": then} for name, now, then in install],
         "remove": remove,
-        "others": [name for name in remove if not OURS.match(name) and not name.startswith("nvidia-fabricmanager")],
+        "others": [name for name in remove if not OURS.match(name) and not FABRIC.match(name)],
         "error": "",
         "words": words,
     }
+
+
+def fabric(apt, number):
+    """Return the words for the fabric manager and its like: of the driver's version they stay, else they go."""
+    words = []
+    for name in apt.installed_like(FABRIC):
+        if upstream(apt.installed(name)) != number:
+            version = apt.choose(name, number)
+            words.append(f"{name}={version}" if version else f"{name}-")
+    return words
 
 
 def unmet(said):
