@@ -14,6 +14,16 @@ from provision.profile import Profile
 _NVIDIA_SITES = ("developer.download.nvidia.com",)
 _OUR_SOURCE = "/etc/apt/sources.list.d/nvidia.sources"
 """What the role nvidia_repository writes, whatever mirror it leads to."""
+DOCKER_REPLACES = (
+    "docker.io",
+    "docker-doc",
+    "docker-compose",
+    "docker-compose-v2",
+    "podman-docker",
+    "containerd",
+    "runc",
+)
+"""What the role docker removes before Docker's own packages go in: its docker_vendor_conflicts."""
 _FRAMEWORKS = ("torch", "tensorflow", "jax")
 
 
@@ -171,7 +181,11 @@ def toolkits_missing(facts: Facts, resolution: Resolution) -> tuple[Part, ...]:
 
 
 def _tools(facts: Facts, profile: Profile) -> Iterator[Change]:
-    if profile.docker != "none" and not facts.text("software.docker"):
+    replaced = [name for name in DOCKER_REPLACES if name in packages(facts)] if profile.docker == "vendor" else []
+    if replaced:
+        why = "Docker's own packages own the same files; refused where Kubernetes or another containerd runs on them"
+        yield Change("remove", ", ".join(replaced), "installed", "", why)
+    if profile.docker != "none" and (replaced or not facts.text("software.docker")):
         yield Change("install", "docker", "", "newest", f"from {_docker(profile)}")
     if profile.nvtop != "none" and not facts.text("software.nvtop"):
         yield Change("install", "nvtop", "", "newest", "the profile asks for it")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from provision.compat.model import Machine, Wish
+from provision.host_plan import changes
 from provision.host_plan.machine import facts_of, machine_from
 from provision.host_plan.make import plan_of_facts, plan_of_machine
 from provision.host_plan.model import HostPlan
@@ -228,6 +230,26 @@ def test_switches_bring_the_fabric_manager_in_the_drivers_version(tmp_path: Path
     assert ("install", "fabric_manager") in kinds(made)
     assert made.variables["fabric_manager_wanted"] is True
     assert made.variables["fabric_manager_packages"]
+
+
+@pytest.mark.parametrize(("docker", "removed"), [("vendor", "docker.io, containerd"), ("distro", ""), ("none", "")])
+def test_what_dockers_own_packages_replace_is_listed(
+    tmp_path: Path, docker: Literal["vendor", "distro", "none"], removed: str
+):
+    names = ("containerd", "docker.io")
+    made = plan(
+        tmp_path, replace(STANDARD, docker=docker), **{STATUS: status(names, "1.7.24-0ubuntu1", vendor="ubuntu")}
+    )
+
+    assert [one.what for one in made.changes if one.kind == "remove"] == ([removed] if removed else [])
+    assert (("install", "docker") in kinds(made)) == (docker == "vendor"), "docker.io is there"
+
+
+def test_what_the_plan_says_is_replaced_is_what_the_role_removes():
+    role = (Path(__file__).parents[2] / "playbooks" / "roles" / "docker" / "defaults" / "main.yml").read_text()
+    listed = role.partition("docker_vendor_conflicts:\n")[2].partition("\ndocker_")[0]
+
+    assert tuple(re.findall(r"- (\S+)", listed)) == changes.DOCKER_REPLACES
 
 
 # --- blockers -----------------------------------------------------------------------------------------------------
