@@ -16,7 +16,7 @@ from provision.host_plan.found import driver_packages
 from provision.host_plan.model import Change
 from provision.profile import Profile
 
-_SERVICES = ("nvidia-persiste", "nv-fabricmanage", "nv-hostengine")
+_SERVICES = ("nvidia-persiste", "nv-fabricmanage", "nv-hostengine", "nvidia-imex", "nvlsm", "dcgm-exporter")
 """Programs that hold the devices without a job: the services that the role nvidia_driver passes by too.
 As /proc/PID/comm has them, 15 letters."""
 _SECURE_BOOT = Reason(

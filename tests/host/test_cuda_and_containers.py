@@ -292,6 +292,58 @@ def test_an_air_gapped_folder_serves_and_other_entries_for_it_are_switched_off(s
         site.done("nvidia_repository")
 
 
+def test_an_entry_with_apt_s_own_word_for_the_architecture_is_known_and_switched_off(story: Story, site: Site) -> None:
+    """As NVIDIA's guide for the container toolkit writes it: apt takes no second entry with another key beside it."""
+    site.host.sh("mkdir -p /srv/deb")
+    folder = site.repository.copy_to(site.host, "/srv/deb/amd64")
+    entry = "deb [signed-by=/usr/share/keyrings/another.gpg] file:/srv/deb/$(ARCH) /"
+    site.host.sh("cat >/etc/apt/sources.list.d/toolkit.list", stdin=f"{entry}\n".encode())
+    try:
+        assert site.done("nvidia_repository", **site.repository.variables(folder)).changed >= 2
+        assert site.host.sh("cat /etc/apt/sources.list.d/toolkit.list").startswith(f"# {entry}")
+        site.host.sh("apt-get -q update")
+    finally:
+        site.host.sh("rm /etc/apt/sources.list.d/toolkit.list")
+        site.done("nvidia_repository")
+
+
+def test_an_entry_that_apt_refuses_beside_another_is_taken_out_again(story: Story, site: Site) -> None:
+    folder = site.repository.copy_to(site.host, "/srv/amd64/in")
+    entry = "deb [signed-by=/usr/share/keyrings/another.gpg] file:/srv/$(ARCH)/in/ /"
+    site.host.sh("cat >/etc/apt/sources.list.d/hidden.list", stdin=f"{entry}\n".encode())
+    try:
+        said = site.refused("nvidia_repository", **site.repository.variables(folder))
+        assert "Conflicting values set for option Signed-By" in said
+        assert "taken out again" in said
+        site.host.sh("apt-get -q check")
+    finally:
+        site.host.sh("rm /etc/apt/sources.list.d/hidden.list")
+        site.done("nvidia_repository")
+
+
+def test_docker_s_repository_that_does_not_answer_is_taken_out_again(story: Story, site: Site) -> None:
+    wish = {
+        "docker_source": "vendor",
+        "docker_vendor_conflicts": [],
+        "docker_repository_url": "http://127.0.0.1:9/linux",
+    }
+    said = site.refused("docker", **wish, docker_repository_key=site.repository.key)
+    assert "http://127.0.0.1:9/linux" in said
+    assert "taken out again" in said
+    site.host.sh("! [ -e /etc/apt/sources.list.d/docker.sources ]; apt-get -q update")
+
+
+def test_containerd_is_not_taken_from_under_somebody_else_s_containers(story: Story, site: Site) -> None:
+    site.host.sh("systemctl stop docker.socket docker.service")
+    try:
+        said = site.refused("docker", docker_source="vendor")
+        assert "containerd is at work on this host without Docker" in said
+        assert "docker.io" in said
+    finally:
+        site.host.sh("systemctl start docker.socket docker.service")
+    site.host.sh("dpkg-query -W docker.io containerd runc && systemctl is-active containerd")
+
+
 def test_a_tag_is_refused_where_a_digest_belongs(story: Story, site: Site) -> None:
     said = site.refused("ngc", ngc_images=["nvcr.io/nvidia/pytorch:25.08-py3"])
     assert "nvcr.io/nvidia/pytorch:25.08-py3 is not named by a digest" in said

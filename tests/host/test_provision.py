@@ -239,3 +239,10 @@ def test_a_planted_secret_is_nowhere_in_the_run_directories_nor_in_what_was_said
     for name, text in texts.items():
         for secret in planted:
             assert secret.encode() not in text, f"{secret} in {name}"
+
+
+def test_an_index_s_password_is_not_in_the_host_s_log_of_commands(story: Story, place: Place) -> None:
+    log = place.host.sh("journalctl --no-pager -q")
+    assert "BECOME-SUCCESS" in log
+    assert IN_THE_INVENTORY not in log
+    assert place.host.sh("ls /run/bringup-pip* 2>/dev/null || true") == ""
