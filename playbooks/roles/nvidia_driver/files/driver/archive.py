@@ -43,6 +43,8 @@ class Apt:
         apt_pkg.init_config()
         apt_pkg.init_system()
         self.cache = apt_pkg.Cache(None)
+        # Looked through once: a distribution has a hundred thousand packages that a host does not.
+        self.present = [one for one in self.cache.packages if one.current_state != apt_pkg.CURSTATE_NOT_INSTALLED]
         self.policy = apt_pkg.DepCache(self.cache)
         self.sources = apt_pkg.SourceList()
         self.sources.read_main_list()
@@ -143,7 +145,7 @@ class Apt:
     def drivers(self):
         """Return the installed packages of a driver, with version, hold and origin."""
         found = {}
-        for package in self.cache.packages:
+        for package in self.present:
             if package.current_ver is None or not OURS.match(package.name):
                 continue
             origins = self.origins(package.current_ver)
@@ -188,7 +190,7 @@ class Apt:
         """Return the packages that are half installed, and those whose dependencies are not met."""
         sound = (self.pkg.CURSTATE_NOT_INSTALLED, self.pkg.CURSTATE_CONFIG_FILES, self.pkg.CURSTATE_INSTALLED)
         half, unmet = [], []
-        for package in self.cache.packages:
+        for package in self.present:
             if package.current_state not in sound:
                 half.append(package.name)
             elif package.current_ver is not None and self.policy.is_inst_broken(package):

@@ -22,7 +22,7 @@ def boot_kernels(kernel):
 def kernel_metapackages(apt):
     """Return the installed metapackages that bring the next kernel: linux-image-generic, linux-aws, ..."""
     found = []
-    for package in apt.cache.packages:
+    for package in apt.present:
         if package.current_ver is not None and re.match(r"linux-(image-|headers-)?[a-z]", package.name):
             flavour = re.sub(r"^linux-(image-|headers-)?", "", package.name)
             kinds = r"(generic|virtual|aws|azure|gcp|oracle|kvm|nvidia|lowlatency|amd64|cloud-amd64|rt-amd64)"
