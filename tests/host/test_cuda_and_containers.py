@@ -292,56 +292,44 @@ def test_an_air_gapped_folder_serves_and_other_entries_for_it_are_switched_off(s
         site.done("nvidia_repository")
 
 
-def test_an_entry_with_apt_s_own_word_for_the_architecture_is_known_and_switched_off(story: Story, site: Site) -> None:
-    """As NVIDIA's guide for the container toolkit writes it: apt takes no second entry with another key beside it."""
-    site.host.sh("mkdir -p /srv/deb")
-    folder = site.repository.copy_to(site.host, "/srv/deb/amd64")
-    entry = "deb [signed-by=/usr/share/keyrings/another.gpg] file:/srv/deb/$(ARCH) /"
-    site.host.sh("cat >/etc/apt/sources.list.d/toolkit.list", stdin=f"{entry}\n".encode())
-    try:
-        assert site.done("nvidia_repository", **site.repository.variables(folder)).changed >= 2
-        assert site.host.sh("cat /etc/apt/sources.list.d/toolkit.list").startswith(f"# {entry}")
-        site.host.sh("apt-get -q update")
-    finally:
-        site.host.sh("rm /etc/apt/sources.list.d/toolkit.list")
-        site.done("nvidia_repository")
+TOOLKIT_LIST = "/etc/apt/sources.list.d/nvidia-container-toolkit.list"
+ANOTHER_KEY = "signed-by=/usr/share/keyrings/nvidia-container-toolkit-keyring.gpg"
 
 
-def test_an_entry_that_apt_refuses_beside_another_is_taken_out_again(story: Story, site: Site) -> None:
-    folder = site.repository.copy_to(site.host, "/srv/amd64/in")
-    entry = "deb [signed-by=/usr/share/keyrings/another.gpg] file:/srv/$(ARCH)/in/ /"
-    site.host.sh("cat >/etc/apt/sources.list.d/hidden.list", stdin=f"{entry}\n".encode())
-    try:
-        said = site.refused("nvidia_repository", **site.repository.variables(folder))
-        assert "Conflicting values set for option Signed-By" in said
-        assert "taken out again" in said
-        site.host.sh("apt-get -q check")
-    finally:
-        site.host.sh("rm /etc/apt/sources.list.d/hidden.list")
-        site.done("nvidia_repository")
+@pytest.fixture
+def by_architecture(site: Site) -> Iterator[str]:
+    """The repository at an address that ends in the architecture, as the container toolkit's does."""
+    site.done("nvidia_repository")
+    site.host.sh("mkdir -p /srv/stable/deb")
+    yield site.repository.copy_to(site.host, "/srv/stable/deb/amd64")
+    site.host.sh(f"rm -f {TOOLKIT_LIST}*; apt-get -q check")
+    site.done("nvidia_repository")
 
 
-def test_docker_s_repository_that_does_not_answer_is_taken_out_again(story: Story, site: Site) -> None:
-    wish = {
-        "docker_source": "vendor",
-        "docker_vendor_conflicts": [],
-        "docker_repository_url": "http://127.0.0.1:9/linux",
-    }
-    said = site.refused("docker", **wish, docker_repository_key=site.repository.key)
-    assert "http://127.0.0.1:9/linux" in said
-    assert "taken out again" in said
-    site.host.sh("! [ -e /etc/apt/sources.list.d/docker.sources ]; apt-get -q update")
+@pytest.mark.parametrize("place", ["file:/srv/stable/deb/$(ARCH)", "file:/srv/stable/deb/amd64/"])
+def test_an_entry_as_nvidia_s_guide_writes_it_is_switched_off_and_apt_works(
+    by_architecture: str, site: Site, place: str
+) -> None:
+    entry = f"deb [{ANOTHER_KEY}] {place} /"
+    site.host.sh(f"cat >{TOOLKIT_LIST}", stdin=f"# deb {place} /\n{entry}\n".encode())
+    moved = site.repository.variables(by_architecture)
+    assert site.done("nvidia_repository", check=True, **moved).changed >= 2
+    site.done("nvidia_repository", **moved)
+    site.host.sh("apt-get -q check; apt-get -q update")
+    assert site.host.sh(f"cat {TOOLKIT_LIST}").splitlines()[1].startswith(f"# {entry}")
+    assert site.done("nvidia_repository", **moved).changed == 0
 
 
-def test_containerd_is_not_taken_from_under_somebody_else_s_containers(story: Story, site: Site) -> None:
-    site.host.sh("systemctl stop docker.socket docker.service")
-    try:
-        said = site.refused("docker", docker_source="vendor")
-        assert "containerd is at work on this host without Docker" in said
-        assert "docker.io" in said
-    finally:
-        site.host.sh("systemctl start docker.socket docker.service")
-    site.host.sh("dpkg-query -W docker.io containerd runc && systemctl is-active containerd")
+def test_an_entry_that_apt_alone_recognises_is_said_and_the_host_left_as_it_was(
+    by_architecture: str, site: Site
+) -> None:
+    site.host.sh(f"cat >{TOOLKIT_LIST}", stdin=f'deb [{ANOTHER_KEY}] "{by_architecture}" /\n'.encode())
+    before = site.host.sh("find /etc/apt -type f -exec sha256sum {} + | sort -k2; ls /tmp")
+    said = site.refused("nvidia_repository", **site.repository.variables(by_architecture))
+    assert "would refuse every use with NVIDIA's package repository beside the sources that it has" in said
+    assert "Conflicting values set for option Signed-By" in said
+    assert site.host.sh("find /etc/apt -type f -exec sha256sum {} + | sort -k2; ls /tmp") == before
+    site.host.sh("apt-get -q check")
 
 
 def test_a_tag_is_refused_where_a_digest_belongs(story: Story, site: Site) -> None:

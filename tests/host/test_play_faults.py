@@ -127,19 +127,20 @@ def test_the_sudo_password_of_the_environment_is_used_and_kept_nowhere(
     assert "id -u" not in kept or "TASK" not in kept
 
 
-LOCK = "/var/lib/dpkg/lock-frontend"
-LISTS_LOCK = "/var/lib/apt/lists/lock"
-
-
-def hold_apt_lock(box: ContainerHost, seconds: int, path: str = LOCK) -> None:
+def hold_apt_lock(box: ContainerHost, seconds: int, lock: str = "/var/lib/dpkg/lock-frontend") -> None:
     """Take the lock as apt does, with fcntl, in a process of its own."""
     program = (
-        "import fcntl, sys, time; f = open(sys.argv[2], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        f"import fcntl, sys, time; f = open('{lock}', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
         "open('/run/held', 'w'); time.sleep(float(sys.argv[1]))"
     )
     box.sh("rm -f /run/held")
-    box.docker("exec", "-d", box.name, "python3", "-c", program, str(seconds), path)
+    box.docker("exec", "-d", box.name, "python3", "-c", program, str(seconds))
     box.sh("for i in $(seq 100); do [ -e /run/held ] && exit 0; sleep 0.1; done; exit 1")
+
+
+def let_go(box: ContainerHost) -> None:
+    """End whoever holds a lock for these tests."""
+    box.sh("for f in /proc/[0-9]*; do grep -qF fcntl.LOCK''_EX $f/cmdline && kill ${f#/proc/}; done; true")
 
 
 def test_an_apt_lock_that_is_let_go_is_waited_for(box: ContainerHost, tmp_path: Path) -> None:
@@ -152,23 +153,33 @@ def test_an_apt_lock_that_is_not_let_go_names_its_holder(box: ContainerHost, tmp
     try:
         (failure,) = preflight(box.host(), tmp_path, preflight_apt_lock_timeout_s=2).failures
     finally:
-        box.sh("for f in /proc/[0-9]*; do grep -q '[l]ock-frontend' $f/cmdline && kill ${f#/proc/}; done; true")
+        let_go(box)
     assert "another program holds the apt lock" in failure.message
     assert "held by process" in failure.message
     assert "preflight_apt_lock_timeout_s" in failure.message
 
 
-def test_the_lock_of_apt_s_lists_is_waited_for_and_named_as_well(box: ContainerHost, tmp_path: Path) -> None:
-    wish = {"preflight_update_cache": True, "preflight_update_max_age_s": 0}
-    hold_apt_lock(box, 8, LISTS_LOCK)
-    assert preflight(box.host(), tmp_path / "first", preflight_apt_lock_timeout_s=120, **wish).ok
-    hold_apt_lock(box, 600, LISTS_LOCK)
+LISTS = "/var/lib/apt/lists/lock"
+
+
+def test_the_lock_of_the_package_lists_is_waited_for_too(box: ContainerHost, tmp_path: Path) -> None:
+    hold_apt_lock(box, 15, LISTS)
+    box.sh("rm -f /run/bringup-package-lists")
+    assert preflight(box.host(), tmp_path, preflight_update_cache=True, preflight_apt_lock_timeout_s=120).ok
+    box.sh("test -e /run/bringup-package-lists")
+
+
+def test_a_lock_of_the_lists_that_is_not_let_go_names_its_holder(box: ContainerHost, tmp_path: Path) -> None:
+    hold_apt_lock(box, 600, LISTS)
+    given = {"preflight_update_cache": True, "preflight_update_max_age_s": 0, "preflight_apt_lock_timeout_s": 3}
     try:
-        (failure,) = preflight(box.host(), tmp_path / "second", preflight_apt_lock_timeout_s=2, **wish).failures
+        (failure,) = preflight(box.host(), tmp_path, **given).failures
     finally:
-        box.sh("for f in /proc/[0-9]*; do grep -q '[l]ists/lock' $f/cmdline && kill ${f#/proc/}; done; true")
+        let_go(box)
     assert "another program holds the apt lock" in failure.message
-    assert LISTS_LOCK in failure.message
+    assert f"Could not get lock {LISTS}. It is held by process" in failure.message
+    assert "did not let go in 3 s" in failure.message
+    assert "\n" not in failure.message.strip()
 
 
 def test_a_disk_that_is_too_small_is_named_with_both_figures(box: ContainerHost, tmp_path: Path) -> None:
@@ -252,13 +263,21 @@ def test_a_host_without_python_gets_one_and_a_check_says_so_first(box: Container
     assert play(check=False).changed == 0
 
 
-def test_a_check_without_apt_s_bindings_says_so_and_goes_no_further(box: ContainerHost, tmp_path: Path) -> None:
-    box.sh("apt-get -q -y purge python3-apt >/dev/null 2>&1")
-    foretold = run_play("site.yml", [box.host()], artifact_dir=tmp_path, check=True, tags=["host_python", "docker"])
+def test_a_check_without_apt_s_bindings_says_so_and_a_run_brings_them_and_the_certificates(
+    box: ContainerHost, tmp_path: Path
+) -> None:
+    box.sh("apt-get -q -y purge python3-apt ca-certificates >/dev/null 2>&1; ! python3 -c 'import apt'")
+
+    def play(*, check: bool) -> PlayResult:
+        return run_play("site.yml", [box.host()], artifact_dir=tmp_path, check=check, tags=["host_python"])
+
+    foretold = play(check=True)
     assert foretold.ok, [failure.sentence() for failure in foretold.failures]
     assert foretold.changed == 1
-    assert run_play("site.yml", [box.host()], artifact_dir=tmp_path, tags=["host_python"]).ok
-    box.sh("python3 -c 'import apt'")
+    box.sh("! python3 -c 'import apt' 2>/dev/null")
+    assert play(check=False).ok
+    box.sh("python3 -c 'import apt'; test -s /etc/ssl/certs/ca-certificates.crt")
+    assert play(check=False).changed == 0
 
 
 def test_ctrl_c_leaves_no_process_and_keeps_the_events(box: ContainerHost, tmp_path: Path) -> None:

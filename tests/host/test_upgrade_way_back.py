@@ -122,6 +122,20 @@ def test_a_snapshot_is_only_taken_where_it_is_worth_something(host: ContainerHos
     way_back(host, "restore first")
 
 
+def test_a_snapshot_of_the_host_as_it_is_does_not_hide_the_one_before(host: ContainerHost) -> None:
+    host.sh("apt-mark unhold nvidia-driver-cuda; rm /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.159.04")
+    try:
+        way_back(host, "take refused --without-way-back")
+        answer = way_back(host, "restore")
+        assert answer["changed"] and answer["problems"] == [], answer
+        host.sh(
+            "[ -e /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.159.04 ]; apt-mark showhold | grep -x nvidia-driver-cuda"
+        )
+    finally:
+        way_back(host, "restore first")
+        host.sh(f"rm -rf {SNAPSHOTS}/refused")
+
+
 def test_a_drained_host_is_one_that_the_installation_takes(host: ContainerHost, tmp_path: Path) -> None:
     """Files stand in for the devices: what counts is who has such a path open."""
 

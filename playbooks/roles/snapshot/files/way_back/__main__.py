@@ -75,7 +75,7 @@ def _alone(given: argparse.Namespace) -> dict[str, Any]:
         return {"changed": False}
     if given.command == "take":
         return _take(given, run)
-    name = given.name or take.newest()
+    name = given.name or _way_from_here()
     if not name:
         raise host.Refused(f"there is no snapshot in {host.BASE}")
     if given.check:
@@ -94,6 +94,12 @@ def _alone(given: argparse.Namespace) -> dict[str, Any]:
         raise
     owner.release(run)
     return result
+
+
+def _way_from_here() -> str:
+    """The newest snapshot that is not the host as it is: an upgrade that was refused leaves one of those as well."""
+    names = take.newest_first()
+    return next((name for name in names if restore.differences(take.load(host.BASE / name))), (names or [""])[0])
 
 
 def _take(given: argparse.Namespace, run: str) -> dict[str, Any]:

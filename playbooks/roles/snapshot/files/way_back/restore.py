@@ -41,7 +41,7 @@ def restore(name: str, *, run: str, patience_s: float, check: bool) -> dict[str,
     debs = _checked_debs(folder, body)
     if check:
         body["spared"] = _spared(body, debs)
-        problems = _differences(body)
+        problems = differences(body)
         return {"changed": bool(problems), "problems": [], "would": problems, "notes": []}
     notes: list[str] = []
     ended, holder = lock.free(patience_s, {run, name} if run else set())
@@ -58,7 +58,7 @@ def restore(name: str, *, run: str, patience_s: float, check: bool) -> dict[str,
     _dkms_back(body, debs, notes)
     _settings_back(body)
     files.bring_back(folder, body, aside)
-    problems = _differences(body)
+    problems = differences(body)
     changed = before != _state() or bool(notes)
     now = host.packages()
     removed = sorted(host.ours(there).keys() - host.ours(now).keys())
@@ -286,7 +286,7 @@ def _module(line: str) -> str:
     return line.partition(",")[0].partition(":")[0].strip()
 
 
-def _differences(body: dict[str, Any]) -> list[str]:
+def differences(body: dict[str, Any]) -> list[str]:
     """What is not as in the snapshot, a sentence each."""
     wrong, extra = _to_do(body)
     now = host.packages()

@@ -100,10 +100,9 @@ def load(folder: Path) -> dict[str, Any]:
     return dict(body)
 
 
-def newest() -> str | None:
-    """The name of the newest snapshot, if there is any."""
-    found = sorted(taken(), key=lambda folder: str(load(folder)["time"]))
-    return found[-1].name if found else None
+def newest_first() -> list[str]:
+    """The names of all snapshots."""
+    return [folder.name for folder in sorted(taken(), key=lambda one: str(load(one)["time"]), reverse=True)]
 
 
 def taken() -> list[Path]:
