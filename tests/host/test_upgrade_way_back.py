@@ -128,9 +128,8 @@ def test_a_snapshot_of_the_host_as_it_is_does_not_hide_the_one_before(host: Cont
         way_back(host, "take refused --without-way-back")
         answer = way_back(host, "restore")
         assert answer["changed"] and answer["problems"] == [], answer
-        host.sh(
-            "[ -e /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.159.04 ]; apt-mark showhold | grep -x nvidia-driver-cuda"
-        )
+        host.sh("[ -e /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.159.04 ]")
+        host.sh("apt-mark showhold | grep -x nvidia-driver-cuda")
     finally:
         way_back(host, "restore first")
         host.sh(f"rm -rf {SNAPSHOTS}/refused")

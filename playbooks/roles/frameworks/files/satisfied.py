@@ -1,4 +1,4 @@
-"""Exit with 0 where the requirements in the arguments are there with all that they need; pip takes a second for that."""
+"""Exit with 0 where the requirements in the arguments are there with all they need: pip takes a second for that."""
 
 import sys
 from importlib.metadata import distribution
@@ -26,4 +26,4 @@ def satisfied(requirement, seen):
 
 # A requirement that this cannot read is pip's: the traceback ends it with another status.
 done = set()
-sys.exit(0 if all([satisfied(Requirement(text), done) for text in sys.argv[1:]]) else 1)
+sys.exit(0 if all(satisfied(Requirement(text), done) for text in sys.argv[1:]) else 1)
