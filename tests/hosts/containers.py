@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import itertools
 import os
 import signal
@@ -140,8 +141,11 @@ def _room(count: int) -> Iterator[None]:
 
 
 def _network(docker: Engine, session: str) -> str:
-    """Make a network on the first range that this machine does not use."""
+    """Make a network on the first range that this machine does not use. An engine knows its own networks alone."""
+    last = "all ranges are in use"
     for prefix in SUBNETS:
+        if _is_routed(prefix):
+            continue
         try:
             docker("network", "create", *_labels(session), "--subnet", f"{prefix}.0/24", f"{SESSION}-{session}")
         except subprocess.CalledProcessError as error:
@@ -149,6 +153,14 @@ def _network(docker: Engine, session: str) -> str:
         else:
             return prefix
     raise RuntimeError(f"no network for the hosts: {last}")
+
+
+def _is_routed(prefix: str) -> bool:
+    """Whether a route of this machine leads there already: another engine's network, say."""
+    # The kernel writes an address as a hexadecimal number of the machine's own byte order.
+    number = int.from_bytes(ipaddress.IPv4Address(f"{prefix}.0").packed, sys.byteorder)
+    routes = Path("/proc/net/route").read_text().splitlines()[1:]
+    return any(line.split()[1] == f"{number:08X}" for line in routes)
 
 
 def _labels(session: str) -> tuple[str, ...]:
