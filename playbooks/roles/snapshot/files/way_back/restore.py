@@ -27,6 +27,8 @@ _LOCAL = [
     "Dpkg::Options::=--force-confmiss",
 ]
 _AGAIN = ["dpkg", "--force-confold", "--force-confmiss", "--force-downgrade", "--install"]
+_EXCLUDED = tuple(f"/usr/share/{name}/" for name in ("doc", "info", "lintian", "locale", "man"))
+"""What a minimal image has dpkg leave out (dpkg.cfg's path-exclude), so that it is missing on a sound host."""
 _FORCE = ["--force-depends", "--force-remove-reinstreq", "--force-overwrite", "--force-confold", "--force-downgrade"]
 
 
@@ -173,7 +175,7 @@ def _packages_back(body: dict[str, Any], debs: dict[str, Path], notes: list[str]
     if again:
         host.run([*_AGAIN, *(str(debs[name]) for name in sorted(again))])
         notes.append(f"installed again: {', '.join(sorted(again))}")
-    stubborn = set(_to_do(body)[0]) & set(debs)
+    stubborn = {*_to_do(body)[0], *_damaged(list(body["packages"]))} & set(debs)
     if stubborn:
         _silence(sorted(stubborn), notes)
         host.run([*_AGAIN, *(str(debs[name]) for name in sorted(stubborn))])
@@ -230,7 +232,7 @@ def _damaged(names: Sequence[str]) -> list[str]:
     owners = []
     for name in names:
         lines = host.run(["dpkg", "--verify", name], 120).out.splitlines()
-        if any(len(line) > 12 and line[10:11] != "c" for line in lines):
+        if any(len(line) > 12 and line[10:11] != "c" and not line[12:].startswith(_EXCLUDED) for line in lines):
             owners.append(name)
     return owners
 
@@ -296,6 +298,7 @@ def differences(body: dict[str, Any]) -> list[str]:
         what = f"{there.version} ({there.state})" if there else "missing"
         found.append(f"{name} is {what} and was {body['packages'][name]['version']}")
     found += [f"{name} is there and was not" for name in extra]
+    found += [f"files of {name} are missing or changed" for name in _damaged(list(body["packages"]))]
     unfinished = host.audit()
     if unfinished:
         found.append(f"dpkg --audit: {' '.join(unfinished.split())[:300]}")
