@@ -28,7 +28,7 @@ from tests.hosts.containers import container_hosts as start
 from tests.hosts.nvidia_repository import gateway
 from tests.need import need
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROLES = Path(__file__).resolve().parents[2] / "playbooks" / "roles"
 URL = "file:/srv/docker"
