@@ -26,23 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from provision.plays import PLAYBOOKS, run_play
 from provision.plays.settings import environment
-from tests.host.test_provision import OS_RELEASE
+from tests.host.test_provision import OS_RELEASE, PROFILE
 from tests.hosts.containers import ContainerHost, container_hosts
 from tests.hosts.nvidia_repository import build
 
 ROOT = Path(__file__).resolve().parent.parent
 BARE, WRAPPED, WHOLE = "ansible-playbook", "run_play", "bringup provision"
-GPU_PROFILE = """
-name = "gpu"
-gpu_required = false
-[driver]
-branch = "580"
-module = "open"
-[cuda]
-toolkits = ["13.0"]
-[containers]
-docker = "distro"
-"""
+GPU_PROFILE = PROFILE.partition("[frameworks")[0]
 
 
 def main(rounds: int, count: int) -> int:

@@ -11,10 +11,11 @@ from provision.report.model import Status
 from provision.upgrade.journal import HostState, RunState
 from provision.upgrade.phases import Outcome, Phase, Step
 
-Word = Outcome | Literal["in flight", "not begun"]
+Word = Outcome | Literal["nothing to do", "in flight", "not begun"]
 
 STATUSES: Mapping[Word, Status] = {
     "done": "PASS",
+    "nothing to do": "SKIP",
     "refused": "SKIP",
     "rolled_back": "FAIL",
     "broken": "ERROR",
@@ -24,6 +25,7 @@ STATUSES: Mapping[Word, Status] = {
 }
 MEANINGS: Mapping[Word, str] = {
     "done": "upgraded, and as good as before by its own measurements",
+    "nothing to do": "it had the driver already; nothing was done to it, and this run did not measure it",
     "refused": "not begun, since it could not go well; nothing was changed",
     "rolled_back": "the upgrade failed; the driver from before is back and measured",
     "broken": "neither the new driver nor the old one works: somebody has to look at it",
@@ -86,7 +88,8 @@ class HostRow:
     @property
     def now(self) -> str:
         """The driver that was measured last."""
-        return str((self.back or self.after or self.before).get("driver") or "none that answers")
+        last = self.back or self.after or self.before
+        return str(last.get("driver") or "none that answers") if last else "not measured"
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ def page(run: str, state: RunState) -> Page:
 
 def _host(state: HostState) -> HostRow:
     word: Word = state.outcome or ("in flight" if state.steps else "not begun")
+    if word == "done" and not state.steps:
+        word = "nothing to do"
     before, after, back = state.data("before"), state.data("validate"), state.data("validate_back")
     return HostRow(
         name=state.name,

@@ -55,6 +55,13 @@ def test_it_shows_before_attempt_and_after_for_each_host() -> None:
     assert [round(rate.share or 0, 2) for rate in host.rates] == [0.99]
 
 
+def test_a_host_that_had_the_driver_already_is_not_called_good_by_a_run_that_did_not_measure_it() -> None:
+    made = page("r1", state([Event("plan", data={}), Event("end", "done", "h1", 0, "it has 595.91.07 already")]))
+    (host,) = made.hosts
+    assert (host.word, host.status, host.now) == ("nothing to do", "SKIP", "not measured")
+    assert made.status == "SKIP"
+
+
 def test_nothing_that_a_host_said_is_markup_in_it(tmp_path: Path) -> None:
     report.write(tmp_path, run())
     page_text = (tmp_path / "upgrade.html").read_text()

@@ -121,7 +121,7 @@ def test_what_breaks_off_once_hosts_were_touched_is_no_users_mistake_and_says_ho
 
     monkeypatch.setattr(plays, "run_play", run_play)
     with pytest.raises(BringupError, match=f"broken off: {error.message}") as problem:
-        upgrade(tmp_path, hooks=Hooks(undrain="true"), means=replace(MEANS, become_password="x"))  # noqa: S106
+        upgrade(tmp_path, hooks=Hooks(undrain="true"), means=replace(MEANS, become_password="x"))  # noqa: S106  a test's
     assert not isinstance(problem.value, UsageError)
     (run,) = (tmp_path / "runs").iterdir()
     assert f"bringup resume {run} -K --undrain CMD" in problem.value.hint
