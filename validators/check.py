@@ -142,10 +142,11 @@ def check(
     timeout_s: float = 30.0,
     per_gpu: bool = False,
     params: Tuple[str, ...] = (),
+    data: Tuple[str, ...] = (),
 ) -> Callable[[Callable[[Context], None]], Check]:
     """Declare a check. The function's name is its name, the first paragraph of its docstring what it measures.
 
-    `params`: the settings it takes (`--param NAME.KEY=VALUE`).
+    `params`: the settings it takes (`--param NAME.KEY=VALUE`). `data`: the datasets that it trains on.
     `per_gpu`: it closes each GPU with `with ctx.subject(uuid)`; the host itself is closed by the runner.
     """
 
@@ -162,6 +163,7 @@ def check(
             per_gpu=per_gpu,
             metrics=tuple(metrics),
             params=tuple(params),
+            data=tuple(data),
         )
         return Check(info, function)
 

@@ -260,13 +260,16 @@ class Plan:
 
     `pythons`: framework name -> interpreter on the host that has it ("torch" -> "/opt/torch/bin/python3");
     a framework that is not named is looked for on the host. `device`: "gpu", or "cpu" where the user
-    asked for a CPU run. `deadline_s`: the host ends everything after so many seconds.
+    asked for a CPU run. `deadline_s`: the host ends everything after so many seconds. `share`: load GPUs that somebody
+    else uses, too. `data`: dataset ("cifar10", "mnist") -> the folder on the host that holds its files.
     """
 
     checks: Tuple[CheckRequest, ...]
     deadline_s: float
     pythons: Mapping[str, str] = field(default_factory=dict)
     device: str = "gpu"
+    share: bool = False
+    data: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
 
@@ -311,6 +314,8 @@ class CheckInfo:
     metrics: Tuple[Metric, ...]
     params: Tuple[str, ...] = ()
     """Settings that a CheckRequest may give it."""
+    data: Tuple[str, ...] = ()
+    """Datasets that it trains on; see Plan.data."""
 
 
 def encode_catalogue(checks: Tuple[CheckInfo, ...]) -> str:
@@ -327,6 +332,7 @@ def decode_catalogue(text: str) -> Tuple[CheckInfo, ...]:
                     **one,
                     "needs": tuple(one["needs"]),
                     "params": tuple(one["params"]),
+                    "data": tuple(one["data"]),
                     "metrics": tuple(Metric(**metric) for metric in one["metrics"]),
                 }
             )

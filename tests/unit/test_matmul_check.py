@@ -20,8 +20,7 @@ from provision.report.model import Verdict
 from provision.verdict import judge
 from tests.doubles import h200
 from validators import check
-from validators.checks import matmul as under_test
-from validators.probes import load_trace, nvml, pci, workload
+from validators.probes import load_trace, nvml, pci, pythons, workload
 from validators.probes.nvml import Absent
 from validators.schema import (
     ERROR,
@@ -182,7 +181,7 @@ BUSY = {"nvmlDeviceGetUtilizationRates(*)": {"result": {"struct": {"gpu": 99, "m
 def under_load(monkeypatch: pytest.MonkeyPatch, lay: Callable[[Mapping[str, Any]], None], faults: Any) -> Any:
     lay({**BUSY, **faults})
     monkeypatch.setattr(workload, "run_workload", loaded(0.4))
-    monkeypatch.setattr(under_test.pythons, "find_python", lambda _plan, _framework: sys.executable)
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
     return run(plan())
 
 
@@ -202,7 +201,7 @@ def test_clock_power_and_heat_are_read_beside_the_load(monkeypatch: pytest.Monke
 
 def test_reading_begins_with_the_load_and_not_with_the_import(monkeypatch: pytest.MonkeyPatch, four_gpus: Any) -> None:
     four_gpus(BUSY)
-    monkeypatch.setattr(under_test.pythons, "find_python", lambda _plan, _framework: sys.executable)
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
     monkeypatch.setattr(workload, "run_workload", loaded(0.3, before=lambda: time.sleep(0.6)))
     records = run(plan(parallel=False))
     first = next(i for i, one in enumerate(records) if isinstance(one, Sample))
@@ -260,7 +259,7 @@ def test_a_gpu_whose_workload_crashes_is_that_gpus_error_alone(
             raise RuntimeError("workload matmul was ended by SIGSEGV: CUDA error: no kernel image is available")
 
     monkeypatch.setattr(workload, "run_workload", crash)
-    monkeypatch.setattr(under_test.pythons, "find_python", lambda _plan, _framework: sys.executable)
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
     for parallel in (False, True):
         ends = outcomes(run(plan(parallel=parallel)))
         assert {subject: end.status for subject, end in ends.items()} == {

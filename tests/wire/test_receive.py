@@ -116,7 +116,7 @@ def test_a_workload_runs_from_memory_too(box: Box) -> None:
     (box.home / ".cache").write_text("a file where a folder should be")
     body = (
         "import sys\nfrom validators.probes.workload import run_workload\n"
-        "run_workload(ctx, sys.executable, 'x_small', {'n': 7}, gpu_uuid=None, timeout_s=15)"
+        "run_workload(ctx, sys.executable, 'x_small', {'n': 7}, gpus=None, timeout_s=15)"
     )
     overlay = {
         "validators/workloads/x_small.py": b"from validators.schema import Measurement\n"

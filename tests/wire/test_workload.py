@@ -27,16 +27,16 @@ from validators.schema import Measurement, Record
 
 CALL = (
     "from validators.probes.workload import run_workload\n"
-    "run_workload(ctx, {python!r}, 'x_work', {{'n': 7}}, gpu_uuid={uuid!r}, timeout_s={timeout})"
+    "run_workload(ctx, {python!r}, 'x_work', {{'n': 7}}, gpus={gpus!r}, timeout_s={timeout})"
 )
 HEAD = "import os, sys, time\nfrom validators.schema import Measurement\ndef main(params, emit):\n    "
 EMIT = "emit(Measurement('x_load', 'host', 'n', params['n'], 'count'))"
 
 
 def run(
-    folder: Path, body: str, *, python: str = sys.executable, uuid: str | None = None, timeout: float = 20.0
+    folder: Path, body: str, *, python: str = sys.executable, gpus: tuple[str, ...] | None = None, timeout: float = 20.0
 ) -> list[Record]:
-    check = planted({"x_load": CALL.format(python=python, uuid=uuid, timeout=timeout)})
+    check = planted({"x_load": CALL.format(python=python, gpus=gpus, timeout=timeout)})
     work = {"validators/workloads/x_work.py": (HEAD + body.replace("\n", "\n    ")).encode()}
     with wire(folder, build_bundle({**check, **work}), plan_of(["x_load"])) as process:
         return records_of(process)
@@ -55,7 +55,7 @@ def test_what_it_prints_is_no_record(tmp_path: Path) -> None:
 
 def test_it_sees_one_gpu_by_its_uuid(tmp_path: Path) -> None:
     body = "emit(Measurement('x_load', 'host', 'n', 1, 'count', {'seen': os.environ['CUDA_VISIBLE_DEVICES']}))"
-    [seen] = [one for one in run(tmp_path, body, uuid="GPU-1234") if isinstance(one, Measurement)]
+    [seen] = [one for one in run(tmp_path, body, gpus=("GPU-1234",)) if isinstance(one, Measurement)]
     assert seen.labels == {"seen": "GPU-1234"}
 
 
@@ -119,7 +119,7 @@ def test_what_lies_in_the_working_directory_does_not_stand_before_anything(
 
 
 def test_nothing_of_it_is_left_when_the_lease_is_lost(tmp_path: Path) -> None:
-    check = planted({"x_load": CALL.format(python=sys.executable, uuid=None, timeout=60)})
+    check = planted({"x_load": CALL.format(python=sys.executable, gpus=None, timeout=60)})
     tree = spawn_and_note(tmp_path).replace("\n", "\n    ")
     work = {"validators/workloads/x_work.py": (HEAD + tree).encode()}
     with wire(tmp_path, build_bundle({**check, **work}), plan_of(["x_load"])) as process:
@@ -131,7 +131,7 @@ def test_nothing_of_it_is_left_when_the_lease_is_lost(tmp_path: Path) -> None:
 
 
 def test_it_ends_itself_when_everything_above_it_is_killed(tmp_path: Path) -> None:
-    check = planted({"x_load": CALL.format(python=sys.executable, uuid=None, timeout=60)})
+    check = planted({"x_load": CALL.format(python=sys.executable, gpus=None, timeout=60)})
     tree = f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}} done')\ntime.sleep(600)"
     work = {"validators/workloads/x_work.py": (HEAD + tree.replace("\n", "\n    ")).encode()}
     with wire(tmp_path, build_bundle({**check, **work}), plan_of(["x_load"])) as process:

@@ -99,7 +99,7 @@ def _measure(ctx: Context, framework: str, gpus: Mapping[str, str]) -> List[str]
     told = " ".join(f"{uuid}={capability}" for uuid, capability in gpus.items() if capability)
     params = {"framework": framework, "device": ctx.plan.device, "gpus": told}
     try:
-        run_workload(ctx, python, "preflight", params, gpu_uuid=None, timeout_s=TIMEOUT_S)
+        run_workload(ctx, python, "preflight", params, gpus=None, timeout_s=TIMEOUT_S)
     except RuntimeError as problem:
         return [f"{framework} under {python}: {problem}"]
     return []

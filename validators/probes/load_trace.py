@@ -18,6 +18,8 @@ THERMAL = 0x20 | 0x40
 """Software and hardware thermal slowdown."""
 BRAKED = 0x8 | 0x80
 """Hardware slowdown, hardware power brake."""
+POWER = 0x4
+"""Software power cap: how cards work under load."""
 LOADED_PERCENT = 90.0
 """Utilisation from which on a sample counts as taken under load."""
 

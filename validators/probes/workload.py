@@ -7,8 +7,9 @@ import json
 import os
 import selectors
 import subprocess
+import threading
 import time
-from typing import Dict, Mapping, Optional
+from typing import Dict, Mapping, Optional, Sequence
 
 from validators import lease
 from validators.check import Context
@@ -30,13 +31,16 @@ def run_workload(
     name: str,
     params: Mapping[str, Scalar],
     *,
-    gpu_uuid: Optional[str],
+    gpus: Optional[Sequence[str]],
     timeout_s: float,
+    environment: Optional[Mapping[str, str]] = None,
+    stop: Optional[threading.Event] = None,
 ) -> None:
-    """Run `validators/workloads/<name>.py` under `python`, one GPU visible, and pass its records on.
+    """Run `validators/workloads/<name>.py` under `python`, these GPUs (UUIDs) visible, and pass its records on.
 
-    `gpu_uuid` None leaves the visible GPUs as they are. Raises RuntimeError, which says how it ended (signal,
-    exit status, deadline, garbage) and its last words, in every case but a complete run.
+    `gpus` None leaves the visible GPUs as they are. `environment` is added to this process's own. Once `stop` is set,
+    it is ended. Raises RuntimeError, which says how it ended (signal, exit status, deadline, garbage) and its last
+    words, in every case but a complete run.
     """
     root = bundle_root()
     records_in, records_out = os.pipe()
@@ -49,7 +53,7 @@ def run_workload(
             stderr=subprocess.PIPE,
             bufsize=0,
             pass_fds=(records_out, *root_fds(root)),
-            env=_environment(gpu_uuid),
+            env=_environment(gpus, environment or {}),
         )
     except OSError as problem:
         os.close(records_in)
@@ -60,7 +64,7 @@ def run_workload(
         assert process.stdin and process.stderr  # noqa: S101 - for mypy: they are pipes
         with contextlib.suppress(BrokenPipeError):  # it is gone already; why is said below
             lease.write_all(process.stdin.fileno(), json.dumps(dict(params)).encode() + b"\n")
-        watch = _Watch(ctx, name, process)
+        watch = _Watch(ctx, name, process, stop or threading.Event())
         try:
             problem_text = watch.until_end(records.fileno(), process.stderr.fileno(), timeout_s)
         finally:
@@ -74,8 +78,9 @@ def run_workload(
 
 
 class _Watch:
-    def __init__(self, ctx: Context, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, ctx: Context, name: str, process: subprocess.Popen[bytes], stop: threading.Event) -> None:
         self._ctx = ctx
+        self._stop = stop
         self._name = name
         self._process = process
         self.rest = b""
@@ -105,6 +110,8 @@ class _Watch:
                     break
                 if time.monotonic() > end:
                     return f"timed out after {timeout_s:g} s"
+                if self._stop.is_set():
+                    return "was stopped"
         try:
             self._process.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -126,8 +133,8 @@ def _is_over(process: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _environment(gpu_uuid: Optional[str]) -> Dict[str, str]:
-    environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    if gpu_uuid is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu_uuid
+def _environment(gpus: Optional[Sequence[str]], added: Mapping[str, str]) -> Dict[str, str]:
+    environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **added}
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment
