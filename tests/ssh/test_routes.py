@@ -15,6 +15,7 @@ from provision.transport import connect
 from provision.transport.options import parse_ssh_args, resolve, resolve_jump
 from tests.hosts.sshd import Sshd, sshd
 from tests.ssh.waiting import eventually
+from tests.wire.planting import command_line
 
 RELAY = """
 import os, select, socket, sys
@@ -219,7 +220,7 @@ def test_a_proxy_command_carries_the_connection_and_ends_with_it(
         host = server.host(ssh_args=f'-F none -o ProxyCommand="{command}"')
 
     def relays() -> list[str]:
-        lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.parent.exists())
+        lines = (command_line(path.name) for path in Path("/proc").glob("[0-9]*"))
         return [line.decode(errors="replace") for line in lines if str(relay).encode() in line]
 
     with connect(host, known_hosts=server.known_hosts) as transport:

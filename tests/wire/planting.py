@@ -100,6 +100,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def command_line(pid: str) -> bytes:
+    """A process's command line, empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> bool:
     """Whether the condition came to hold in time; a generous bound, not a measurement."""
     end = time.monotonic() + seconds

@@ -25,6 +25,7 @@ from tests.wire.planting import (
     SEGV,
     alive,
     bundle_of,
+    command_line,
     noted,
     outcomes,
     own_python,
@@ -211,8 +212,7 @@ def test_a_long_check_keeps_its_lease_since_this_side_answers(box: Box, monkeypa
 
 def _sessions(box: Box) -> list[int]:
     """The server's processes that carry connections."""
-    names = {pid: Path(f"/proc/{pid}/cmdline") for pid in box.server.children()}
-    return [pid for pid, path in names.items() if path.exists() and b"sshd" in path.read_bytes().split(b"\0")[0]]
+    return [pid for pid in box.server.children() if b"sshd" in command_line(str(pid)).split(b"\0")[0]]
 
 
 def test_an_operator_that_is_killed_leaves_no_process_and_keeps_its_records(box: Box, tmp_path: Path) -> None:
@@ -312,8 +312,7 @@ def test_a_host_that_sends(box: Box, tmp_path: Path, lie: str) -> None:
 
 
 def _running(text: str) -> bool:
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    return any(text.encode() in line for line in lines)
+    return any(text.encode() in command_line(path.name) for path in Path("/proc").glob("[0-9]*"))
 
 
 def test_an_unwritable_records_file_is_an_error_and_no_traceback(box: Box, tmp_path: Path) -> None:
