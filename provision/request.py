@@ -17,7 +17,7 @@ IDENTITY = "compute_capability"
 DEFAULT_LEVEL = 2
 """Checks up to this level run where neither the command line nor the host's variables say otherwise."""
 
-FRAMEWORKS = ("torch", "tensorflow", "jax")
+FRAMEWORKS = ("torch", "tensorflow", "jax", "mxnet", "horovod")
 """Frameworks whose interpreter a host's variable may name: `bringup_torch_python` and so on."""
 
 SPARE_S = 30.0
