@@ -26,11 +26,12 @@ from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
 from provision.measuring import run_jobs
 from provision.remote import Job
+from provision.remote.container import in_image
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
 from provision.report.text import plain
-from provision.request import Choice, make_plan, narrowed, parse_params
+from provision.request import Choice, in_container, make_plan, narrowed, parse_params
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
 from validators.schema import CheckInfo, Plan
@@ -61,6 +62,8 @@ class CheckOptions:
     timeout_s: float = 0.0
     workers: int = 16
     host_keys: str = "strict"
+    image: str = ""
+    """Measure in a container of this image, too, after the host itself."""
 
 
 def select_hosts(selection: Selection) -> tuple[Host, ...]:
@@ -207,6 +210,10 @@ def _measure(
         params=parse_params(options.params),
     )
     plans = {host.name: make_plan(host, catalogue, choice) for host in hosts}
+    if options.image:
+        containers = tuple(in_image(host, options.image) for host in hosts)
+        plans |= {one.name: in_container(make_plan(one, catalogue, choice), catalogue) for one in containers}
+        hosts = (*hosts, *containers)
     manifest = Manifest(
         version=__version__,
         created=now(),
@@ -268,7 +275,9 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, 
             for host in hosts
         ]
         try:
-            run_jobs(jobs, workers=options.workers, progress=progress, keep=run.finish_host)
+            for inside in (False, True):  # a container after its host: both at once would load the same GPUs
+                now_due = [(host, job) for host, job in jobs if bool(host.image) == inside]
+                run_jobs(now_due, workers=options.workers, progress=progress, keep=run.finish_host)
         except KeyboardInterrupt:
             _leave(run, keep=keep)
 

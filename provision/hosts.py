@@ -47,6 +47,8 @@ class Host:
     become: bool = False
     groups: tuple[str, ...] = ()
     variables: Mapping[str, object] = field(default_factory=dict)
+    image: str = ""
+    """The container image that the checks run in, on this host; empty: on the host itself."""
     withheld: tuple[str, ...] = ()
     """Variables of these that the inventory has and that hold a secret: the reader keeps them to itself."""
 

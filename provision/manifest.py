@@ -23,7 +23,7 @@ _URL_LOGIN = re.compile(r"(?<=://)[^/\s@]+@")
 
 HIDDEN = "***"
 _COMMAND_OPTIONS = ("--drain", "--undrain")
-_COMMANDS = ("bringup_drain_command", "bringup_undrain_command")
+_COMMANDS = ("bringup_drain_command", "bringup_undrain_command", "bringup_container_args")
 """A site's own commands: nobody can tell what of them is secret."""
 
 
@@ -88,6 +88,7 @@ def public_host(host: Host) -> Host:
         become=host.become,
         groups=tuple(host.groups),
         variables=variables,
+        image=host.image,
     )
 
 

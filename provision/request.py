@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from provision.criteria.suggest import did_you_mean
@@ -84,6 +84,13 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
         raise UsageError(f"a timeout of {choice.timeout_s:g} s cannot be meant", "--timeout 600, or leave it out")
     deadline = choice.timeout_s or sum(request.timeout_s for request in requests) + SPARE_S
     return Plan(checks=requests, deadline_s=deadline, pythons=_pythons(host), device=device)
+
+
+def in_container(plan: Plan, catalogue: Sequence[CheckInfo]) -> Plan:
+    """What of a plan is measured inside an image: the load checks. The host's own state is not a container's."""
+    inside = {info.name for info in catalogue if info.level > 1 or info.name == IDENTITY}
+    checks = tuple(request for request in plan.checks if request.name in inside)
+    return replace(plan, checks=checks)
 
 
 def narrowed(host: Host, choice: Choice) -> Iterator[str]:

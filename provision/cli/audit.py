@@ -50,6 +50,12 @@ def validate(
             "--param", "-p", metavar="CHECK.KEY=VALUE", help="A check's setting: matmul.seconds=5. May be repeated."
         ),
     ] = None,
+    in_container: Annotated[
+        str,
+        typer.Option(
+            "--in-container", metavar="IMAGE", help="Run the load checks in this image, too (docker or podman)."
+        ),
+    ] = "",
     criteria: CriteriaFiles = None,
     host_keys: HostKeyPolicy = HostKeys.strict,
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Hosts at once.")] = 16,
@@ -71,6 +77,7 @@ def validate(
       bringup validate -i inventory.ini --limit newbox
       bringup validate -i inventory.ini --level 1 --strict
       bringup validate ubuntu@203.0.113.7 --only matmul -p matmul.seconds=5
+      bringup validate -i inventory.ini --in-container nvcr.io/nvidia/pytorch:25.10-py3
     """
     from provision import commands
 
@@ -85,6 +92,7 @@ def validate(
             timeout_s=timeout,
             workers=workers,
             host_keys=host_keys.value,
+            image=in_container,
         ),
         criteria=tuple(criteria or ()),
         runs=runs,

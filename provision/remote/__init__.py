@@ -20,11 +20,12 @@ from provision.errors import (
     WireError,
 )
 from provision.hosts import Host
+from provision.remote import container
 from provision.remote.intake import MAX_BYTES, Answer, Greeting, Intake
 from provision.remote.start import END, LEASE_LOST, how_it_ended, last_line, not_started, python_of, start_argv
 from provision.transport import connect
 from provision.transport.base import Process, Stream
-from validators.schema import Hello, Plan, Record, encode, encode_plan
+from validators.schema import HOST, Hello, Plan, Progress, Record, encode, encode_plan
 
 IDLE_S = 30.0
 """Silence after which a host counts as lost; the wire says something every 5 s."""
@@ -151,8 +152,12 @@ class _Run:
             )
             transport = stack.enter_context(way)
             self._lap("connect", self._began)
+            if self._host.image:
+                container.pull(self._host, transport, self._tell)
+                self._lap("pull", self._began)
             mark = f"<bringup {secrets.token_hex(8)}> "
-            self._process = transport.start(start_argv(self._host, self._job.bundle, mark, ANSWER_S))
+            argv = start_argv(self._host, self._job.bundle, self._job.plan, mark, ANSWER_S)
+            self._process = transport.start(argv)
             stack.callback(self._process.close)
             _running.add(self)
             stack.callback(_running.discard, self)
@@ -230,6 +235,10 @@ class _Run:
         sink(record)
         if self._on_record:
             self._on_record(record)
+
+    def _tell(self, message: str) -> None:
+        if self._on_record:
+            self._on_record(Progress("", HOST, message))
 
     def _lap(self, name: str, since: float) -> None:
         self._timings[name] = round(time.monotonic() - since, 4)

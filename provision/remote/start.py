@@ -10,6 +10,9 @@ import zlib
 from provision.bundle import Bundle
 from provision.errors import HostError, RemoteCommandError
 from provision.hosts import Host
+from provision.remote import container
+from provision.remote.sudo import as_asked
+from validators.schema import Plan
 
 END = b"end\n"
 LEASE_LOST = 75
@@ -21,8 +24,6 @@ _PRELUDE = (
     "import base64,zlib;exec(zlib.decompress(base64.b64decode(sys.argv[1])))"
 )
 """Parses on Python 2.7 too. The working directory is taken out of the path: a random.py there is not Python's."""
-_SUDO = '[ "$(id -u)" = 0 ] && exec "$@"; exec sudo -n -H -- "$@"'
-"""A shell string, since only the host knows whether it is root already."""
 
 
 def python_of(host: Host) -> str:
@@ -30,19 +31,23 @@ def python_of(host: Host) -> str:
     return "python3" if not host.python or host.python.startswith("auto") else host.python
 
 
-def start_argv(host: Host, bundle: Bundle, mark: str, answer_s: int) -> list[str]:
+def start_argv(host: Host, bundle: Bundle, plan: Plan, mark: str, answer_s: int) -> list[str]:
     """The command that becomes the wire. `mark` stands before its answers, `answer_s` is the lease in seconds."""
     text = importlib.resources.files("validators").joinpath("receive.py").read_bytes()
     program = base64.b64encode(zlib.compress(text, 9)).decode()
     size, sha256 = str(len(bundle.data)), bundle.sha256
     # Not -I, which Python 2.7 does not know: it should come to the sentence that names its version.
     argv = [python_of(host), "-E", "-s", "-S", "-c", _PRELUDE, program, mark, sha256, size, str(answer_s)]
-    return ["sh", "-c", _SUDO, "sh", *argv] if host.become else argv
+    if host.image:
+        argv = container.start(host, argv, plan.data, gpu=plan.device == "gpu")
+    return as_asked(host, argv)
 
 
 def not_started(host: Host, status: int, tail: bytes) -> HostError:
     """The error of a program that ended before its first answer."""
     said = last_line(tail)
+    if host.image and (known := container.explain(host, tail)):
+        return known
     if host.become and b"sudo:" in tail:
         if b"password is required" in tail:
             return RemoteCommandError(

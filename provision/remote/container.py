@@ -1,0 +1,174 @@
+"""The same bundle inside an image: the command that starts it there, the image's pull, and what may go wrong.
+
+The container gets the GPUs, the memory settings that NVIDIA's images ask for, and nothing of the host but its data
+sets (read-only). It lives as long as its stdin: with the lease it ends, and nothing of it stays (`--rm`).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from provision.errors import HostError, RemoteCommandError, UsageError
+from provision.hosts import Host
+from provision.remote.sudo import as_asked
+from provision.transport.base import Transport
+
+PULL_S = 3600.0
+"""Seconds that pulling an image may take: NVIDIA's have 10 GB and more."""
+SHM_SIZE = "8g"
+"""Shared memory for a loader's processes; Docker's default of 64 MB ends them with a bus error."""
+LIMITS = ("--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
+"""As NVIDIA's images ask for: locked memory for GPU transfers, and a stack that deep recursion needs."""
+
+_IMAGE = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
+_SIZE = re.compile(r"\d{1,6}[kmgKMG]?")
+_ENGINES = ("auto", "docker", "podman")
+_GPUS = ("auto", "gpus", "cdi", "none")
+
+_FIND = """engine=$1
+if [ "$engine" = auto ]; then
+  for one in docker podman; do command -v "$one" >/dev/null 2>&1 && engine=$one && break; done
+fi
+command -v "$engine" >/dev/null 2>&1 || { echo 'bringup: no container engine' >&2; exit 127; }
+"""
+_RUN = (
+    _FIND
+    + """gpus=$2; shift 2
+cdi=no; for one in /etc/cdi/*nvidia* /var/run/cdi/*nvidia*; do [ -e "$one" ] && cdi=yes; done
+if [ "$gpus" = auto ]; then
+  gpus=gpus
+  [ "$engine" = podman ] && gpus=cdi
+  command -v nvidia-container-runtime-hook >/dev/null 2>&1 || { [ $cdi = yes ] && gpus=cdi; }
+fi
+case $gpus in gpus) set -- --gpus=all "$@";; cdi) set -- --device=nvidia.com/gpu=all "$@";; esac
+exec "$engine" run --rm -i "$@"
+"""
+)
+_PULL = (
+    _FIND
+    + """"$engine" image inspect "$2" >/dev/null 2>&1 && exit 0
+echo missing
+"$engine" pull -q "$2" >/dev/null & pull=$!
+while kill -0 "$pull" 2>/dev/null; do sleep 2; echo; done
+wait "$pull"
+"""
+)
+
+
+def in_image(host: Host, image: str) -> Host:
+    """The host's container as a host of its own: its report stands beside the host's. Raises UsageError.
+
+    What the inventory expects of the host (`expect_*`) is asked of the host alone, and its interpreters are not the
+    image's; `bringup_container_<framework>_python` names those of the image.
+    """
+    if not _IMAGE.fullmatch(image):
+        raise UsageError(f'"{image[:80]}" is not an image', "for example nvcr.io/nvidia/pytorch:25.10-py3")
+    kept = {
+        name: value
+        for name, value in host.variables.items()
+        if not name.startswith("expect_") and not re.fullmatch(r"bringup_(?!container_)\w+_python", name)
+    }
+    for name in list(kept):
+        if match := re.fullmatch(r"bringup_container_(\w+_python)", name):
+            kept[f"bringup_{match[1]}"] = kept.pop(name)
+    made = replace(host, name=f"{host.name} in {image}", image=image, python="", variables=kept)
+    start(made, (), {})  # what its variables ask for is seen to be wrong before any host is touched
+    return made
+
+
+def start(host: Host, program: Sequence[str], data: Mapping[str, str], *, gpu: bool = True) -> list[str]:
+    """The command, for the host's shell, that runs `program` in the host's image. `data`: folders to show it.
+
+    Raises UsageError for a variable that cannot be meant.
+    """
+    gpus = _one_of(host, "bringup_container_gpus", _GPUS) if gpu else "none"
+    size = str(host.variables.get("bringup_container_shm_size", SHM_SIZE))
+    if not _SIZE.fullmatch(size):
+        raise UsageError(
+            f'host {host.name}: bringup_container_shm_size = "{size:.40}" is not a size', "8g, for example"
+        )
+    mounts = [word for folder in data.values() for word in ("-v", f"{folder}:{folder}:ro")]
+    options = [f"--shm-size={size}", *LIMITS, *mounts, *_arguments(host)]
+    return ["sh", "-c", _RUN, "sh", _engine(host), gpus, *options, host.image, *program]
+
+
+def pull(host: Host, transport: Transport, tell: Callable[[str], None]) -> None:
+    """Pull the image where the host hasn't it. `tell` is called once where it takes its time. Raises HostError."""
+    argv = ["sh", "-c", _PULL, "sh", _engine(host), host.image]
+    process = transport.start(as_asked(host, argv))
+    words = b""
+    try:
+        for stream, data in process.chunks(deadline_s=PULL_S, idle_s=60.0):
+            if stream == "stdout" and b"missing" in data:
+                tell(f"pulling {host.image}")
+            elif stream == "stderr":
+                words = (words + data)[-8192:]
+        if process.returncode:
+            raise explain(host, words) or RemoteCommandError(
+                f"{host.name}: the image was not pulled: {_last(words)}", f"try on the host: docker pull {host.image}"
+            )
+    finally:
+        process.close()
+
+
+def explain(host: Host, words: bytes) -> HostError | None:
+    """The error in a container engine's words, where it is one that we know."""
+    text = words.decode("utf-8", "replace")
+    for known, said, hint in _KNOWN:
+        if known in text:
+            return RemoteCommandError(f"{host.name}: {said.format(image=host.image)}", hint)
+    return None
+
+
+_TOOLKIT = "`bringup provision --tags container_toolkit`"
+_LOGIN = "the role ngc logs in: bringup provision --tags ngc"
+_KNOWN = (
+    (
+        "bringup: no container engine",
+        "there is no docker and no podman on this host",
+        "`bringup provision` installs it",
+    ),
+    ("permission denied while trying to connect", "this user may not use Docker", "add it to the group docker"),
+    ("Cannot connect to the Docker daemon", "the Docker daemon does not run", "journalctl -u docker says why"),
+    ("could not select device driver", "Docker gives containers no GPUs: the container toolkit is missing", _TOOLKIT),
+    ("unresolvable CDI devices", "the engine finds no CDI description of the GPUs", _TOOLKIT),
+    ("nvidia-container-cli", "the container toolkit could not give the GPUs to a container", "see `bringup doctor`"),
+    ("executable file not found", "the image {image} has no python3", "name an image with Python 3.9 or newer"),
+    ("pull access denied", "the image {image} does not exist, or needs a login", f"check its name; {_LOGIN}"),
+    ("manifest unknown", "there is no image {image}: no such tag", "check its tag"),
+    ("unauthorized", "the registry of {image} wants a login", _LOGIN),
+    ("no such host", "the registry of {image} is not known to this host", "check the image's name, and the host's DNS"),
+    ("no space left on device", "no space is left for the image {image}", "docker system df shows what uses it"),
+)
+"""Words of docker, podman or the container toolkit; what they mean; what to do."""
+
+
+def _engine(host: Host) -> str:
+    return _one_of(host, "bringup_container_engine", _ENGINES)
+
+
+def _one_of(host: Host, variable: str, choices: Sequence[str]) -> str:
+    value = str(host.variables.get(variable, choices[0]))
+    if value not in choices:
+        raise UsageError(f'host {host.name}: {variable} = "{value:.40}" is none of {", ".join(choices)}')
+    return value
+
+
+def _arguments(host: Host) -> list[str]:
+    """Further words for `run`: mounts, networks, ... A list, or one string as a shell would take it apart."""
+    value = host.variables.get("bringup_container_args", ())
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError as problem:
+        raise UsageError(f"host {host.name}: bringup_container_args cannot be taken apart: {problem}") from None
+    if not isinstance(words, (list, tuple)) or not all(isinstance(one, str) and "\0" not in one for one in words):
+        raise UsageError(f"host {host.name}: bringup_container_args is not a list of words", '["-v", "/data:/data:ro"]')
+    return list(words)
+
+
+def _last(words: bytes) -> str:
+    lines = words.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:500] if lines else "it said nothing"
