@@ -20,7 +20,7 @@ PULL_S = 3600.0
 """Seconds that pulling an image may take: NVIDIA's have 10 GB and more."""
 SHM_SIZE = "8g"
 """Shared memory for a loader's processes; Docker's default of 64 MB ends them with a bus error."""
-LIMITS = ("--ulimit", "memlock=-1", "--ulimit", "stack=67108864")
+LIMITS = ("memlock=-1", "stack=67108864")
 """As NVIDIA's images ask for: locked memory for GPU transfers, and a stack that deep recursion needs."""
 
 _IMAGE = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
@@ -91,7 +91,8 @@ def start(host: Host, program: Sequence[str], data: Mapping[str, str], *, gpu: b
             f'host {host.name}: bringup_container_shm_size = "{size:.40}" is not a size', "8g, for example"
         )
     mounts = [word for folder in data.values() for word in ("-v", f"{folder}:{folder}:ro")]
-    options = [f"--shm-size={size}", *LIMITS, *mounts, *_arguments(host)]
+    limits = [word for limit in _words(host, "bringup_container_ulimits", LIMITS) for word in ("--ulimit", limit)]
+    options = [f"--shm-size={size}", *limits, *mounts, *_words(host, "bringup_container_args", ())]
     return ["sh", "-c", _RUN, "sh", _engine(host), gpus, *options, host.image, *program]
 
 
@@ -141,6 +142,7 @@ _KNOWN = (
     ("manifest unknown", "there is no image {image}: no such tag", "check its tag"),
     ("unauthorized", "the registry of {image} wants a login", _LOGIN),
     ("no such host", "the registry of {image} is not known to this host", "check the image's name, and the host's DNS"),
+    ("error setting rlimit", "the engine may not raise this container's limits", "set bringup_container_ulimits=''"),
     ("no space left on device", "no space is left for the image {image}", "docker system df shows what uses it"),
 )
 """Words of docker, podman or the container toolkit; what they mean; what to do."""
@@ -157,15 +159,15 @@ def _one_of(host: Host, variable: str, choices: Sequence[str]) -> str:
     return value
 
 
-def _arguments(host: Host) -> list[str]:
-    """Further words for `run`: mounts, networks, ... A list, or one string as a shell would take it apart."""
-    value = host.variables.get("bringup_container_args", ())
+def _words(host: Host, variable: str, default: Sequence[str]) -> list[str]:
+    """Words for `run`. In the inventory a list, or one string as a shell would take it apart."""
+    value = host.variables.get(variable, default)
     try:
         words = shlex.split(value) if isinstance(value, str) else value
     except ValueError as problem:
-        raise UsageError(f"host {host.name}: bringup_container_args cannot be taken apart: {problem}") from None
+        raise UsageError(f"host {host.name}: {variable} cannot be taken apart: {problem}") from None
     if not isinstance(words, (list, tuple)) or not all(isinstance(one, str) and "\0" not in one for one in words):
-        raise UsageError(f"host {host.name}: bringup_container_args is not a list of words", '["-v", "/data:/data:ro"]')
+        raise UsageError(f"host {host.name}: {variable} is not a list of words", 'as in "-v /data:/data:ro"')
     return list(words)
 
 
