@@ -1,4 +1,4 @@
-"""Entry points of the bundle: `wire`, `run`, `describe`; `child` and `workload` are its own inner ones."""
+"""Entry points of the bundle: `wire`, `data`, `run`, `describe`; `dataset`, `child`, `workload` are inner ones."""
 
 # ruff: noqa: PLC0415 - late imports: start-up time is paid on every host
 
@@ -18,6 +18,14 @@ def main(argv: List[str]) -> int:
         from validators.wire import serve
 
         return serve(argv[1:])
+    if what == "data":
+        from validators.staging import serve as serve_data
+
+        return serve_data()
+    if what == "dataset" and len(argv) > 2:
+        from validators.staging import look
+
+        return look(argv[1:])
     if what == "child" and len(argv) == 2:
         from validators.child import run_check
 

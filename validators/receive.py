@@ -18,8 +18,8 @@ OLD_S = 30 * 86400.0
 """Ages in seconds at which a broken upload, and a bundle, are cleared from the cache."""
 
 
-def main(mark: str, sha256: str, size: int, answer_s: str) -> None:
-    """Become `python3 -I -S <sha256>.pyz wire`; the plan is then the next thing on stdin."""
+def main(mark: str, sha256: str, size: int, answer_s: str, what: str) -> None:
+    """Become `python3 -I -S <sha256>.pyz <what>`: the wire, or data; the plan or the request is next on stdin."""
 
     def say(status: str, text: str = "") -> None:
         answer = {"status": status, "text": text, "python": ".".join(map(str, sys.version_info[:3]))}
@@ -50,7 +50,7 @@ def main(mark: str, sha256: str, size: int, answer_s: str) -> None:
                 sys.exit(74)
             trouble += "; it runs from memory"
         say("stored", trouble)
-    os.execv(sys.executable, [sys.executable, "-I", "-S", path, "wire", sha256, answer_s])  # noqa: S606 - becoming the bundle is the point
+    os.execv(sys.executable, [sys.executable, "-I", "-S", path, what, sha256, answer_s])  # noqa: S606 - becoming the bundle is the point
 
 
 def cache_folder() -> str:
@@ -145,10 +145,10 @@ def nameless(*folders: str) -> int:
     raise trouble
 
 
-def words(argv: tuple[str, ...]) -> tuple[str, str, int, str]:
-    """The arguments: marker, SHA-256, size in bytes, seconds within which the operator answers."""
-    return argv[0], argv[1], int(argv[2]), argv[3]
+def words(argv: tuple[str, ...]) -> tuple[str, str, int, str, str]:
+    """The arguments: marker, SHA-256, size in bytes, seconds within which the operator answers, what to become."""
+    return argv[0], argv[1], int(argv[2]), argv[3], argv[4]
 
 
 if __name__ == "__main__":
-    main(*words(tuple(sys.argv[-4:])))
+    main(*words(tuple(sys.argv[-5:])))

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,9 +22,10 @@ from provision.errors import (
 from provision.hosts import Host
 from provision.remote import container
 from provision.remote.intake import MAX_BYTES, Answer, Greeting, Intake
+from provision.remote.staging import stage
 from provision.remote.start import END, LEASE_LOST, how_it_ended, last_line, not_started, python_of, start_argv
 from provision.transport import connect
-from provision.transport.base import Process, Stream
+from provision.transport.base import Process, Stream, Transport
 from validators.schema import HOST, Hello, Plan, Progress, Record, encode, encode_plan
 
 IDLE_S = 30.0
@@ -82,6 +83,8 @@ class Job:
     host_keys: Literal["strict", "accept-new"] = "strict"
     known_hosts: Path | None = None
     connect_timeout_s: float = 15.0
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Datasets that the plan's checks train on -> their folder on this machine, "" where there is none to send."""
 
 
 def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | None = None) -> HostRun:
@@ -124,6 +127,7 @@ class _Run:
     def __init__(self, host: Host, job: Job, on_record: Callable[[Record], None] | None) -> None:
         self._host = host
         self._job = job
+        self._plan = job.plan
         self._on_record = on_record
         self._records: list[Record] = []
         self._notes: list[str] = []
@@ -155,18 +159,31 @@ class _Run:
             if self._host.image:
                 container.pull(self._host, transport, self._tell)
                 self._lap("pull", self._began)
+            self._bring_data(transport)
             mark = f"<bringup {secrets.token_hex(8)}> "
-            argv = start_argv(self._host, self._job.bundle, self._job.plan, mark, ANSWER_S)
+            argv = start_argv(self._host, self._job.bundle, self._plan, mark, ANSWER_S)
             self._process = transport.start(argv)
             stack.callback(self._process.close)
             _running.add(self)
             stack.callback(_running.discard, self)
             self._talk(self._process, mark, sink)
 
+    def _bring_data(self, transport: Transport) -> None:
+        """Datasets into the host's cache, where there is one to send; a container is shown what the host has."""
+        if not any(self._job.data.values()) and not (self._host.image and self._job.data):
+            return
+        began = time.monotonic()
+        data = self._job.data
+        staged = stage(self._host, transport, self._job.bundle, data, tell=self._tell, stopped=_interrupted.is_set)
+        self._notes += staged.notes
+        self._lap("data", began)
+        if self._host.image:
+            self._plan = replace(self._plan, data={**self._plan.data, **staged.folders})
+
     def _talk(self, process: Process, mark: str, sink: Callable[[Record], None]) -> None:
         connected = time.monotonic()
         greeting = Greeting(self._host.name, mark)
-        intake = Intake(self._host.name, self._job.plan, self._job.bundle.sha256)
+        intake = Intake(self._host.name, self._plan, self._job.bundle.sha256)
         started = False
         for data in self._stdout(process):
             if not started:
@@ -190,7 +207,7 @@ class _Run:
         """Its stdout; stderr is kept as a tail. Raises WireError over MAX_BYTES of both."""
         total = 0
         stream: Stream
-        for stream, data in process.chunks(deadline_s=self._job.plan.deadline_s + SPARE_S, idle_s=IDLE_S):
+        for stream, data in process.chunks(deadline_s=self._plan.deadline_s + SPARE_S, idle_s=IDLE_S):
             total += len(data)
             if total > MAX_BYTES:
                 raise WireError(
@@ -220,7 +237,7 @@ class _Run:
             self._lap("upload", connected + self._timings.get("look", 0.0))
             if answer.text:
                 self._notes.append(answer.text)
-        _send(process, encode_plan(self._job.plan))
+        _send(process, encode_plan(self._plan))
         self._last_renewal = time.monotonic()
         return True
 

@@ -33,14 +33,20 @@ def python_of(host: Host) -> str:
 
 def start_argv(host: Host, bundle: Bundle, plan: Plan, mark: str, answer_s: int) -> list[str]:
     """The command that becomes the wire. `mark` stands before its answers, `answer_s` is the lease in seconds."""
+    argv = bundle_argv(host, bundle, mark, answer_s, "wire")
+    if host.image:
+        folders = {name: value for name, value in plan.data.items() if value.startswith("/")}  # not an address
+        argv = container.start(host, argv, folders, gpu=plan.device == "gpu")
+    return as_asked(host, argv)
+
+
+def bundle_argv(host: Host, bundle: Bundle, mark: str, answer_s: int, what: str) -> list[str]:
+    """The command that becomes the bundle's `wire` or `data`, as the user who connects."""
     text = importlib.resources.files("validators").joinpath("receive.py").read_bytes()
     program = base64.b64encode(zlib.compress(text, 9)).decode()
     size, sha256 = str(len(bundle.data)), bundle.sha256
     # Not -I, which Python 2.7 does not know: it should come to the sentence that names its version.
-    argv = [python_of(host), "-E", "-s", "-S", "-c", _PRELUDE, program, mark, sha256, size, str(answer_s)]
-    if host.image:
-        argv = container.start(host, argv, plan.data, gpu=plan.device == "gpu")
-    return as_asked(host, argv)
+    return [python_of(host), "-E", "-s", "-S", "-c", _PRELUDE, program, mark, sha256, size, str(answer_s), what]
 
 
 def not_started(host: Host, status: int, tail: bytes) -> HostError:

@@ -9,25 +9,18 @@ import contextlib
 import gzip
 import hashlib
 import os
-import queue
 import stat
 import tarfile
-import threading
 import time
-import urllib.error
-import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, Callable, Dict, Iterable, List, Mapping, Protocol, Tuple, Union, cast
+from typing import IO, Any, Callable, Dict, Iterable, List, Mapping, Protocol, Tuple, cast
 
 from validators.check import Context
+from validators.probes.download import DOWNLOAD_S, Download
 from validators.receive import cache_folder
 
-DOWNLOAD_S = 180.0
-"""Seconds that the download of one dataset may take: 170 MB at 8 Mbit/s."""
-ANSWER_S = 15.0
-"""Seconds for the first answer: a host without a way out often drops packets instead of refusing."""
 SLACK_BYTES = 32 << 20
 """How much larger than the files themselves what is read for them may be."""
 LOOK_IN = 500
@@ -116,7 +109,7 @@ def find(ctx: Context, name: str) -> Dataset:
         folder = taken(named, name)
         if not folder:
             raise DamagedData(f"{named} on the host holds no {name}: none of its files, none of its archives")
-        return Dataset(folder, f"{named}, as bringup_data_{name} says")
+        return Dataset(folder, f"{named} on the host")
     address = ctx.plan.data.get(f"{name}_url", "") or KNOWN[name].address
     why: List[str] = []
     try:
@@ -217,10 +210,10 @@ def taken(named: str, name: str) -> str:
         return ""
     try:
         folder = cache(name)
-        lacking = _lacking(folder, name)
-        for archive in dict.fromkeys(file.archive for file in lacking):
+        missing = lacking(folder, name)
+        for archive in dict.fromkeys(file.archive for file in missing):
             with open(os.path.join(packed, archive), "rb") as stream:
-                unpack(stream, archive, [file for file in lacking if file.archive == archive], folder)
+                unpack(stream, archive, [file for file in missing if file.archive == archive], folder)
     except (OSError, ValueError) as problem:
         raise DamagedData(f"{name} in {packed}: {problem}; {advice}") from None
     return folder
@@ -237,7 +230,8 @@ def _most(top: str, names: Iterable[str]) -> str:
     return where
 
 
-def _lacking(folder: str, name: str) -> List[File]:
+def lacking(folder: str, name: str) -> List[File]:
+    """The files of the dataset that are not in the folder as published."""
     return [file for file in KNOWN[name].files if _wrong(folder, file)]
 
 
@@ -247,61 +241,13 @@ def download(name: str, address: str, folder: str, tell: Callable[[str, float], 
     Raises OSError or ValueError, whose text says what did not work.
     """
     end = time.monotonic() + DOWNLOAD_S
-    lacking = _lacking(folder, name)
-    if not address.startswith(("http://", "https://")):
-        raise ValueError(f"{address!r:.200} is not an address that starts with https:// or http://")
-    for archive in dict.fromkeys(file.archive for file in lacking):
-        wanted = [file for file in lacking if file.archive == archive]
+    missing = lacking(folder, name)
+    for archive in dict.fromkeys(file.archive for file in missing):
+        wanted = [file for file in missing if file.archive == archive]
         url = f"{address.rstrip('/')}/{archive}"
         limit = sum(file.size for file in wanted) + SLACK_BYTES
-        with contextlib.closing(_answer(url)) as answer:
-            unpack(_Bounded(answer, url, limit, end, tell), archive, wanted, folder)
-
-
-def _answer(url: str) -> IO[bytes]:
-    """The open answer. In a thread of its own, since no timeout ends a resolver that waits."""
-    box: queue.Queue[Union[IO[bytes], Exception]] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            box.put(urllib.request.urlopen(url, timeout=ANSWER_S))  # noqa: S310 - http and https only, see download
-        except Exception as problem:  # noqa: BLE001 - handed on
-            box.put(problem)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        got = box.get(timeout=ANSWER_S)
-    except queue.Empty:
-        raise TimeoutError(f"{url} did not answer within {ANSWER_S:g} s") from None
-    if isinstance(got, urllib.error.HTTPError):
-        raise OSError(f"{url} answers {got.code} {got.reason}")
-    if isinstance(got, Exception):
-        raise OSError(f"{url} cannot be reached ({getattr(got, 'reason', got)})")
-    return got
-
-
-class _Bounded:
-    """A download that ends in an error where it grows too large or takes too long."""
-
-    def __init__(self, answer: IO[bytes], url: str, limit: int, end: float, tell: Callable[[str, float], None]) -> None:
-        self._answer, self._url, self._limit, self._end, self._tell = answer, url, limit, end, tell
-        self._done, self._told = 0, 0.0
-        self._expected = int(cast(Any, answer).headers.get("Content-Length") or 0)
-
-    def read(self, size: int = _PIECE) -> bytes:
-        """The next bytes."""
-        now = time.monotonic()
-        so_far = f"{self._done / 1e6:.0f} MB"
-        if now > self._end:
-            raise TimeoutError(f"{self._url}: {so_far} in {DOWNLOAD_S:g} s, then the time was up")
-        data = self._answer.read(min(size, _PIECE) if size >= 0 else _PIECE)
-        self._done += len(data)
-        if self._done > self._limit:
-            raise ValueError(f"{self._url} is larger than the dataset")
-        if now - self._told > 1:
-            self._told = now
-            self._tell(f"downloading {self._url}: {so_far}", self._done / self._expected if self._expected else -1.0)
-        return data
+        with contextlib.closing(Download(url, limit, end, tell)) as answer:
+            unpack(answer, archive, wanted, folder)
 
 
 def unpack(stream: Readable, archive: str, wanted: Iterable[File], folder: str) -> None:
