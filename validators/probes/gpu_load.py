@@ -124,9 +124,12 @@ def on_each(gpus: Sequence[nvml.Gpu], work: Callable[[nvml.Gpu], None], *, paral
 
 
 @contextmanager
-def watched(ctx: Context, *gpus: nvml.Gpu) -> Iterator[Context]:
+def watched(
+    ctx: Context, *gpus: nvml.Gpu, sampler: Optional[Callable[[nvml.Gpu], Sampler]] = None
+) -> Iterator[Context]:
     """The context to give to a workload: from its first progress record on the GPUs are traced, then measured."""
-    samplers = [Sampler(gpu, _sender(ctx, gpu.uuid)) for gpu in gpus]
+    make = sampler or (lambda gpu: Sampler(gpu, _sender(ctx, gpu.uuid)))
+    samplers = [make(gpu) for gpu in gpus]
     try:
         yield _Watching(ctx, samplers)
     finally:

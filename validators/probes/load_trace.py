@@ -24,6 +24,8 @@ LOADED_PERCENT = 90.0
 """Utilisation from which on a sample counts as taken under load."""
 
 Series = Dict[str, List[float]]
+Readings = Mapping[str, Union[int, float, Absent]]
+"""What was read at one moment, by name."""
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Trace:
     absent: Dict[str, Absent] = field(default_factory=dict)
     mask: int = 0
 
-    def add(self, values: Mapping[str, Union[int, float, Absent]]) -> Dict[str, float]:
+    def add(self, values: Readings) -> Dict[str, float]:
         """Take one reading; gives the numbers in it. Idle moments, between two formats, are not under load."""
         numbers = {name: float(value) for name, value in values.items() if not isinstance(value, Absent)}
         for name, value in values.items():
@@ -90,10 +92,24 @@ TRACED = ("sm_clock", "power", "temperature", "utilisation")
 
 
 class Sampler:
-    """Reads a GPU every `period_s` seconds in a thread, from `start` to `stop`. NVML stays open for as long."""
+    """Reads a GPU every `period_s` seconds in a thread, from `start` to `stop`. NVML stays open for as long.
 
-    def __init__(self, gpu: Gpu, sample: Callable[[float, Mapping[str, float]], None], period_s: float = 0.25) -> None:
-        self._gpu, self._sample, self._period_s = gpu, sample, period_s
+    `sample` is given a reading at most every `apart_s` seconds: a day's trace must fit into a report. `look` sees every
+    one, as it comes. `more` reads what else a check wants of the GPU.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        sample: Callable[[float, Mapping[str, float]], None],
+        *,
+        period_s: float = 0.25,
+        apart_s: float = 0.0,
+        more: Callable[[Gpu], Readings] = lambda _gpu: {},
+        look: Callable[[float, Mapping[str, float]], None] = lambda _t_s, _numbers: None,
+    ) -> None:
+        self._gpu, self._sample, self._period_s, self._apart_s = gpu, sample, period_s, apart_s
+        self._more, self._look = more, look
         self._end = threading.Event()
         self._thread: Optional[threading.Thread] = None
         self.trace = Trace()
@@ -112,11 +128,14 @@ class Sampler:
         return self.trace
 
     def _run(self) -> None:
-        began = time.monotonic()
+        began, due = time.monotonic(), 0.0
         while not self._end.is_set():
             t_s = time.monotonic() - began
-            numbers = self.trace.add(reading(self._gpu))
-            values = {name: numbers[name] for name in TRACED if name in numbers}
-            if values:
+            further = self._more(self._gpu)
+            numbers = self.trace.add({**reading(self._gpu), **further})
+            values = {name: numbers[name] for name in (*TRACED, *further) if name in numbers}
+            if values and t_s >= due:
                 self._sample(t_s, values)
+                due = t_s + self._apart_s
+            self._look(t_s, numbers)
             self._end.wait(self._period_s)
