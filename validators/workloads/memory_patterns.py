@@ -31,6 +31,9 @@ SEED = 0x9E3779B97F4A7C15
 """2**64 by the golden ratio: any number with both values in many places would do."""
 GROUP = 256
 """Blocks between two looks at the time."""
+COUNT_S = 2.0
+COUNT_WORDS = 2**18
+"""Words that are counted at once: a sum of truth values takes 8 bytes each, and little memory is left."""
 MAX_NOTES = 4
 NAMED = 4
 """So many wrong words are named in a note."""
@@ -92,7 +95,7 @@ class Tally:
 
 
 class Tile:
-    """A block's T(offset), and the room to compare one block; int64, int64 and bool of `words` each.
+    """A block's T(offset), and the room to compare one block; int64 of `words` each.
 
     `words` is a power of two: only then is a block's first index XOR the offset their sum.
     """
@@ -103,7 +106,6 @@ class Tile:
         self.words, self.steps = words, 0
         self.values = torch.empty(words, dtype=torch.int64, device=device)
         self.room = torch.empty_like(self.values)
-        self.differs = torch.empty(words, dtype=torch.bool, device=device)
 
     def prepare(self, steps: int) -> None:
         """Fill in T of so many steps."""
@@ -114,13 +116,17 @@ class Tile:
 
 
 class Field:
-    """Memory under test: `buffer`, one-dimensional int64, in blocks of the tile's size (the last may be shorter)."""
+    """Memory under test: `buffer`, one-dimensional int64, in blocks of the tile's size (the last may be shorter).
+
+    A block is right where the least and the greatest of its words XOR the tile are both the block's constant. That is
+    an exact comparison of every bit in one reduction, without a mask or a count that would need more memory.
+    """
 
     def __init__(self, buffer: Tensor, tile: Tile) -> None:
         self.buffer, self.tile = buffer, tile
         self.blocks: List[Tensor] = list(torch.split(buffer, tile.words))
-        self.counts = torch.zeros(len(self.blocks), dtype=torch.int64, device=buffer.device)
-        self._counts = self.counts.unbind()
+        self.extremes = torch.zeros(2, len(self.blocks), dtype=torch.int64, device=buffer.device)
+        self._out = list(zip(*(row.unbind() for row in self.extremes.unbind())))  # noqa: B905 - strict is 3.10+
         self._starts: Dict[int, List[int]] = {}
 
     def constant(self, pattern: Pattern, block: int) -> int:
@@ -149,34 +155,52 @@ class Field:
                 yield
 
     def verify(self, pattern: Pattern) -> Iterator[None]:
-        """Queue the count of wrong words in each block; stops after each group of blocks."""
+        """Queue the comparison of each block; stops after each group of blocks. `bad` has the result."""
         self.tile.prepare(pattern.steps)
         for number, block in enumerate(self.blocks):
-            length = len(block)
-            room, differs = self.tile.room[:length], self.tile.differs[:length]
-            torch.bitwise_xor(block, self.tile.values[:length], out=room)
-            torch.ne(room, self.constant(pattern, number), out=differs)
-            torch.sum(differs, dim=0, dtype=torch.int64, out=self._counts[number])
+            room = self.tile.room[: len(block)]
+            torch.bitwise_xor(block, self.tile.values[: len(block)], out=room)
+            torch.aminmax(room, dim=0, out=self._out[number])
             if number % GROUP == GROUP - 1:
                 yield
 
-    def describe(self, pattern: Pattern, counts: Sequence[int]) -> str:
-        """Where the wrong words are, and which of their bits: the first bad block is read once more."""
-        bad = [number for number, count in enumerate(counts) if count]
+    def bad(self, pattern: Pattern) -> List[int]:
+        """The blocks in which the last verification found a wrong word; waits for the device."""
+        least, most = self.extremes.tolist()
+        right = (self.constant(pattern, number) for number in range(len(self.blocks)))
+        return [n for n, value in enumerate(right) if not least[n] == value == most[n]]
+
+    def differences(self, pattern: Pattern, block: int) -> Tensor:
+        """What a block's words differ by from what they should be, read now; on the device, in the tile's room."""
+        room = self.tile.room[: len(self.blocks[block])]
+        torch.bitwise_xor(self.blocks[block], self.tile.values[: len(room)], out=room)
+        return room.bitwise_xor_(self.constant(pattern, block))
+
+    def count(self, pattern: Pattern, bad: Sequence[int]) -> int:
+        """Wrong words in bad blocks, read once more: at least one each, and no more than that once COUNT_S are over."""
+        end, total = time.monotonic() + COUNT_S, 0
+        for block in bad:
+            words = 0
+            if time.monotonic() < end:
+                parts = torch.split(self.differences(pattern, block), COUNT_WORDS)
+                words = sum(int(torch.ne(part, 0).sum()) for part in parts)
+            total += max(1, words)
+        return total
+
+    def describe(self, pattern: Pattern, bad: Sequence[int], wrong: int) -> str:
+        """Where wrong words are, and which of their bits, from the first bad block."""
         first = bad[0]
-        text = f"{pattern.name}: {sum(counts)} wrong words in {len(bad)} of {len(counts)} blocks"
-        room = self.tile.room[: len(self.blocks[first])]
-        torch.bitwise_xor(self.blocks[first], self.tile.values[: len(room)], out=room)
-        differences = room.bitwise_xor_(self.constant(pattern, first)).cpu()  # the host has room for a list
-        where = differences.nonzero()[:, 0]
         start = first * self.tile.words
+        text = f"{pattern.name}: {wrong} wrong words in {len(bad)} of {len(self.blocks)} blocks"
+        differences = self.differences(pattern, first).cpu()  # the host has room for the list
+        where = differences.nonzero()[:, 0]
         if not len(where):
-            byte = start * WORD
-            return f"{text}; block at byte {byte:#x} was right when read again: reading went wrong, or it heals"
+            end = (start + len(differences)) * WORD
+            return f"{text}; bytes {start * WORD:#x} to {end:#x} were right when read again: reading went wrong"
         named = []
         for offset in where[:NAMED].tolist():
             named.append(f"byte {(start + offset) * WORD:#x} {_bits(int(differences[offset]) & MASK)}")
-        return f"{text}; first of {len(where)} in one block: {', '.join(named)}"
+        return f"{text}; first: {', '.join(named)}"
 
 
 def _bits(difference: int) -> str:
@@ -204,12 +228,13 @@ def run(
         tally.write_s += _swept(field_, field_.write(pattern), budget_s)
         between(pattern)
         tally.verify_s += _swept(field_, field_.verify(pattern), budget_s)
-        counts = field_.counts.tolist()
         tally.patterns += 1
-        wrong = sum(counts)
-        tally.wrong += wrong
-        if wrong and len(tally.notes) < MAX_NOTES:
-            tally.notes.append(field_.describe(pattern, counts))
+        bad = field_.bad(pattern)
+        if bad:
+            wrong = field_.count(pattern, bad)
+            tally.wrong += wrong
+            if len(tally.notes) < MAX_NOTES:
+                tally.notes.append(field_.describe(pattern, bad, wrong))
     tally.seconds = time.monotonic() - began
     return tally
 
