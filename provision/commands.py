@@ -21,6 +21,8 @@ from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
 from provision.console import echo_on, host_progress, out, say
 from provision.criteria import Criteria, load
+from provision.criteria.suggest import did_you_mean
+from provision.data import Offers, datasets, fetch, look, offers
 from provision.errors import UsageError
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
@@ -31,7 +33,7 @@ from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
 from provision.report.text import plain
-from provision.request import Choice, in_container, make_plan, narrowed, parse_params
+from provision.request import Choice, in_container, make_plan, narrowed, parse_duration, parse_params
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
 from validators.schema import CheckInfo, Plan
@@ -64,6 +66,10 @@ class CheckOptions:
     host_keys: str = "strict"
     image: str = ""
     """Measure in a container of this image, too, after the host itself."""
+    share: bool = False
+    duration: str = ""
+    data: Path | None = None
+    """The folder on this machine that holds what checks train on; None: what is in the cache."""
 
 
 def select_hosts(selection: Selection) -> tuple[Host, ...]:
@@ -173,6 +179,24 @@ def checks(name: str, *, as_json: bool = False) -> int:
     return 0
 
 
+def data(what: str, names: Sequence[str]) -> int:
+    """Say which datasets are in this machine's cache, or download them into it."""
+    bundle = build_bundle()
+    known = datasets(load_catalogue(bundle))
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f'no dataset is named "{name}"{did_you_mean(name, known)}', f"there are {', '.join(known)}"
+            )
+    complete = True
+    for name in names or known:
+        found = fetch(bundle, name) if what == "fetch" else look(bundle, name)
+        place = plain(found.folder or found.trouble or "not here; `bringup data fetch` downloads it")
+        out().print(f"{name} ({found.bytes / 1e6:.0f} MB): {place}", markup=False, soft_wrap=True)
+        complete = complete and bool(found.folder)
+    return 0 if complete else 1
+
+
 def _deliver(made: Report, format: str, output: Path | None) -> None:
     if format == "terminal":
         if output is not None:
@@ -208,12 +232,16 @@ def _measure(
         device=options.device,
         timeout_s=options.timeout_s,
         params=parse_params(options.params),
+        share=options.share,
+        duration_s=parse_duration(options.duration) if options.duration else 0.0,
     )
     plans = {host.name: make_plan(host, catalogue, choice) for host in hosts}
     if options.image:
         containers = tuple(in_image(host, options.image) for host in hosts)
         plans |= {one.name: in_container(make_plan(one, catalogue, choice), catalogue) for one in containers}
         hosts = (*hosts, *containers)
+    data = offers(bundle, plans.values(), catalogue, options.data)
+    plans = {name: data.plan(plan) for name, plan in plans.items()}
     manifest = Manifest(
         version=__version__,
         created=now(),
@@ -228,11 +256,12 @@ def _measure(
         notes=(
             *_left_out(plans, catalogue),
             *(note for host in hosts for note in narrowed(host, choice)),
+            *data.notes,
         ),
         settings={"host_keys": options.host_keys, "workers": str(options.workers)},
     )
     run = RunDirectory.create(runs, manifest)
-    _run_hosts(hosts, run, options, keep=keep)
+    _run_hosts(hosts, run, options, data, keep=keep)
     return run
 
 
@@ -257,7 +286,7 @@ def _prepare(criteria: Sequence[Path]) -> tuple[Bundle, tuple[CheckInfo, ...], C
     return bundle, catalogue, load(criteria, catalogue)
 
 
-def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, *, keep: bool) -> None:
+def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, data: Offers, *, keep: bool) -> None:
     """Map validate_host over the hosts. On Ctrl-C, what has come stays; connections end, and with them the leases."""
     bundle = build_bundle()
     checks_planned = max(len(plan.checks) for plan in run.manifest.plans.values())
@@ -270,6 +299,7 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, 
                     plan=run.manifest.plans[host.name],
                     records_path=run.records_path(host.name),
                     host_keys=cast(HostKeys, options.host_keys),
+                    data=data.job(run.manifest.plans[host.name], run.manifest.catalogue),
                 ),
             )
             for host in hosts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -26,13 +27,22 @@ SPARE_S = 30.0
 MAX_TIMEOUT_S = 7 * 86400.0
 """A week: longer is a slip of the pen."""
 
+SOAK = "soak"
+"""The check whose duration the user chooses; the timeout that it declares is added to that duration."""
+
+MAX_DURATION_S = 6 * 86400.0
+"""So that with its timeout it stays within MAX_TIMEOUT_S."""
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
 
 @dataclass(frozen=True)
 class Choice:
     """What the user asked for. `only`: these checks; else every check up to `level`.
 
     `level` None: the host's `bringup_level`, else DEFAULT_LEVEL. `device` "": its `bringup_device`, else "gpu".
-    `timeout_s` 0: from the checks. `timeouts`: check -> seconds. `params`: check -> its settings.
+    `timeout_s` 0: from the checks. `timeouts`: check -> seconds. `params`: check -> its settings. `share`: load GPUs
+    that somebody uses, too. `duration_s`: of the soak, 0: the soak's own.
     """
 
     only: tuple[str, ...] = ()
@@ -42,11 +52,14 @@ class Choice:
     timeout_s: float = 0.0
     timeouts: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    share: bool = False
+    duration_s: float = 0.0
 
 
 def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Plan:
     """The plan for one host. Its variables may say `bringup_only`, `bringup_skip`, `bringup_level`, `bringup_device`,
-    `bringup_timeout_<check>` and `bringup_<framework>_python`; the command line goes before them.
+    `bringup_timeout_<check>`, `bringup_<framework>_python`, `bringup_data_<dataset>` and `bringup_data_url_<dataset>`;
+    the command line goes before them.
 
     Raises UsageError for a check that does not exist, a value that cannot be meant, and an empty choice.
     """
@@ -74,16 +87,22 @@ def make_plan(host: Host, catalogue: Sequence[CheckInfo], choice: Choice) -> Pla
     ]
     if not chosen:
         raise UsageError(f"host {host.name}: no check is left to run")
-    requests = tuple(
-        CheckRequest(info.name, _timeout(host, info, choice), dict(choice.params.get(info.name, {}))) for info in chosen
-    )
+    _see_to_the_soak(host, choice, known, [info.name for info in chosen])
+    requests = tuple(CheckRequest(info.name, _timeout(host, info, choice), _settings(info, choice)) for info in chosen)
     device = choice.device or str(host.variables.get("bringup_device", "gpu"))
     if device not in ("gpu", "cpu"):
         raise UsageError(f'host {host.name}: device "{device:.40}" is neither gpu nor cpu')
     if not 0 <= choice.timeout_s <= MAX_TIMEOUT_S:
         raise UsageError(f"a timeout of {choice.timeout_s:g} s cannot be meant", "--timeout 600, or leave it out")
     deadline = choice.timeout_s or sum(request.timeout_s for request in requests) + SPARE_S
-    return Plan(checks=requests, deadline_s=deadline, pythons=_pythons(host), device=device)
+    return Plan(
+        checks=requests,
+        deadline_s=deadline,
+        pythons=_pythons(host),
+        device=device,
+        share=choice.share,
+        data=_data(host, chosen),
+    )
 
 
 def in_container(plan: Plan, catalogue: Sequence[CheckInfo]) -> Plan:
@@ -113,6 +132,18 @@ def parse_params(texts: Iterable[str]) -> dict[str, dict[str, Scalar]]:
     return found
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of "24h", "90m", "1h30m", "2d" or "3600". Raises UsageError."""
+    match = _DURATION.fullmatch(text.strip().lower())
+    seconds = 0.0
+    if match:
+        days, hours, minutes, rest = (float(part or 0) for part in match.groups())
+        seconds = days * 86400 + hours * 3600 + minutes * 60 + rest
+    if not 0 < seconds <= MAX_DURATION_S:
+        raise UsageError(f'"{text[:40]}" is not a duration of at most 6 days', "24h, 90m, 1h30m, or 3600 for seconds")
+    return seconds
+
+
 def _scalar(text: str) -> Scalar:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -126,14 +157,40 @@ def _scalar(text: str) -> Scalar:
     return text
 
 
+def _see_to_the_soak(host: Host, choice: Choice, known: Mapping[str, CheckInfo], chosen: Sequence[str]) -> None:
+    """Raises UsageError for a duration that nothing would last."""
+    if not choice.duration_s:
+        return
+    if SOAK not in known:
+        raise UsageError("--duration is for the soak, and there is no check of that name in this version")
+    by_its_own_wish = SOAK in _names(host, "bringup_skip") or (_names(host, "bringup_only") and not choice.only)
+    if SOAK not in chosen and not by_its_own_wish:
+        raise UsageError("--duration is for the soak, which is not asked for", "add --level 4, or --only soak")
+    if "duration_s" in choice.params.get(SOAK, {}):
+        raise UsageError("the soak's duration is given twice", "--duration, or --param soak.duration_s=SECONDS")
+
+
+def _settings(info: CheckInfo, choice: Choice) -> dict[str, Scalar]:
+    settings = dict(choice.params.get(info.name, {}))
+    if info.name == SOAK and choice.duration_s:
+        settings["duration_s"] = choice.duration_s
+    return settings
+
+
 def _timeout(host: Host, info: CheckInfo, choice: Choice) -> float:
+    lasts = _settings(info, choice).get("duration_s", 0) if info.name == SOAK else 0
+    if not isinstance(lasts, (int, float)) or not 0 <= lasts <= MAX_DURATION_S:
+        raise UsageError(f"soak.duration_s = {lasts!r:.40} is not a number of seconds up to 6 days")
     if info.name in choice.timeouts:
         seconds = choice.timeouts[info.name]
     else:
-        seconds = _number(host, f"bringup_timeout_{info.name}", info.timeout_s)
+        seconds = _number(host, f"bringup_timeout_{info.name}", info.timeout_s + lasts)
     if not 0 < seconds <= MAX_TIMEOUT_S:
         raise UsageError(f"host {host.name}: a timeout of {seconds:g} s for {info.name} cannot be meant")
-    return min(seconds, choice.timeout_s) if choice.timeout_s else seconds
+    seconds = min(seconds, choice.timeout_s) if choice.timeout_s else seconds
+    if seconds < lasts:
+        raise UsageError(f"host {host.name}: a timeout of {seconds:g} s ends the soak before its {lasts:g} s are over")
+    return seconds
 
 
 def _number(host: Host, variable: str, default: float) -> float:
@@ -173,4 +230,27 @@ def _pythons(host: Host) -> dict[str, str]:
                 "name the interpreter that has the framework, for example /opt/torch/bin/python3",
             )
         found[framework] = value
+    return found
+
+
+def _data(host: Host, chosen: Sequence[CheckInfo]) -> dict[str, str]:
+    """What the host's variables say of the datasets that these checks train on: see Plan.data."""
+    found = {}
+    for name in sorted({name for info in chosen for name in info.data}):
+        folder = host.variables.get(f"bringup_data_{name}")
+        if folder is not None and folder != "":
+            if not isinstance(folder, str) or not folder.startswith("/") or "\0" in folder:
+                raise UsageError(
+                    f"host {host.name}: bringup_data_{name} = {folder!r:.80} is not an absolute path",
+                    "name a folder on the host that holds the dataset's files, for example /srv/data",
+                )
+            found[name] = folder
+        address = host.variables.get(f"bringup_data_url_{name}")
+        if address is not None and address != "":
+            if not isinstance(address, str) or not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", address):
+                raise UsageError(
+                    f"host {host.name}: bringup_data_url_{name} is not an address that a host can download from",
+                    "https://mirror.example/data, the folder of the archives; a login in it is not taken",
+                )
+            found[f"{name}_url"] = address
     return found

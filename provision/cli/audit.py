@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,17 @@ from provision.cli.options import (
 
 app = typer.Typer()
 
+LEVELS = (
+    "1: seconds, no load (the audit). 2 (the default): about a minute. 3: minutes (training, scaling, links). 4: soak."
+)
+
+
+class DataAction(StrEnum):
+    """What to do with this machine's datasets."""
+
+    show = "show"
+    fetch = "fetch"
+
 
 @app.command()
 @guarded
@@ -39,7 +51,7 @@ def validate(
     ] = None,
     level: Annotated[
         int | None,
-        typer.Option("--level", metavar="1..4", min=1, max=4, help="1: seconds, no load. 2 (the default): with load."),
+        typer.Option("--level", metavar="1..4", min=1, max=4, help=LEVELS),
     ] = None,
     device: Annotated[
         Device | None, typer.Option("--device", help="cpu: run load checks on the CPU, as a reference. Default: gpu.")
@@ -55,6 +67,16 @@ def validate(
         typer.Option(
             "--in-container", metavar="IMAGE", help="Run the load checks in this image, too (docker or podman)."
         ),
+    ] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="CIFAR-10 and MNIST, files or archives, for hosts that lack them."),
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Load GPUs that somebody else uses, too; rates then say little.")
+    ] = False,
+    duration: Annotated[
+        str, typer.Option("--duration", metavar="TIME", help="How long the soak of level 4 lasts: 24h, 90m, 3600.")
     ] = "",
     criteria: CriteriaFiles = None,
     host_keys: HostKeyPolicy = HostKeys.strict,
@@ -77,6 +99,8 @@ def validate(
       bringup validate -i inventory.ini --limit newbox
       bringup validate -i inventory.ini --level 1 --strict
       bringup validate ubuntu@203.0.113.7 --only matmul -p matmul.seconds=5
+      bringup validate -i inventory.ini --level 3 --data ~/data
+      bringup validate -i inventory.ini --level 4 --duration 24h
       bringup validate -i inventory.ini --in-container nvcr.io/nvidia/pytorch:25.10-py3
     """
     from provision import commands
@@ -93,6 +117,9 @@ def validate(
             workers=workers,
             host_keys=host_keys.value,
             image=in_container,
+            share=share,
+            duration=duration,
+            data=data,
         ),
         criteria=tuple(criteria or ()),
         runs=runs,
@@ -179,7 +206,7 @@ def checks(
     name: Annotated[str, typer.Argument(help="One check, with all its metrics.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Every check: what it measures, which fault it catches, what it needs, how long it takes.
+    """Every check, by level: what it measures, which fault it catches, what it needs, how long it takes.
 
     \b
     Examples:
@@ -189,3 +216,23 @@ def checks(
     from provision import commands
 
     raise typer.Exit(commands.checks(name, as_json=as_json))
+
+
+@app.command()
+@guarded
+def data(
+    what: Annotated[DataAction, typer.Argument(help="Say what is in this machine's cache, or download into it.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="cifar10, mnist; default: all.")
+    ] = None,
+) -> None:
+    """The datasets on this machine, which `validate` sends to hosts that lack them. Exit code 1: one is not here.
+
+    \b
+    Examples:
+      bringup data show
+      bringup data fetch mnist
+    """
+    from provision import commands
+
+    raise typer.Exit(commands.data(what.value, tuple(names or ())))
