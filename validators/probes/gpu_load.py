@@ -158,22 +158,22 @@ class _Watching(Context):
 
 def under_load(ctx: Context, gpu: nvml.Gpu, trace: Trace) -> None:
     """UNDER_LOAD, from the samples."""
-    _put(ctx, gpu.uuid, "sm_clock_under_load", trace.median("sm_clock"))
-    _put(ctx, gpu.uuid, "clock_held_low", _held_low(gpu, trace))
-    _put(ctx, gpu.uuid, "power_under_load", trace.highest("power"))
-    _put(ctx, gpu.uuid, "temperature_under_load", trace.highest("temperature"))
-    _put(ctx, gpu.uuid, "throttle_reasons_under_load", trace.reasons())
-    _put(ctx, gpu.uuid, "throttled_by_heat", trace.throttled(THERMAL))
-    _put(ctx, gpu.uuid, "throttled_by_hardware", trace.throttled(BRAKED))
+    put(ctx, gpu.uuid, "sm_clock_under_load", trace.median("sm_clock"))
+    put(ctx, gpu.uuid, "clock_held_low", _held_low(gpu, trace))
+    put(ctx, gpu.uuid, "power_under_load", trace.highest("power"))
+    put(ctx, gpu.uuid, "temperature_under_load", trace.highest("temperature"))
+    put(ctx, gpu.uuid, "throttle_reasons_under_load", trace.reasons())
+    put(ctx, gpu.uuid, "throttled_by_heat", trace.throttled(THERMAL))
+    put(ctx, gpu.uuid, "throttled_by_hardware", trace.throttled(BRAKED))
     reached = trace.highest("pcie_generation")
     allowed = nvml.number(gpu.get("GetMaxPcieLinkGeneration"))
     if isinstance(reached, nvml.Absent):
-        _put(ctx, gpu.uuid, "pcie_generation_under_load", reached)
-        _put(ctx, gpu.uuid, "pcie_full_generation", reached)
+        put(ctx, gpu.uuid, "pcie_generation_under_load", reached)
+        put(ctx, gpu.uuid, "pcie_full_generation", reached)
     else:
-        _put(ctx, gpu.uuid, "pcie_generation_under_load", int(reached))
+        put(ctx, gpu.uuid, "pcie_generation_under_load", int(reached))
         full = allowed if isinstance(allowed, nvml.Absent) else reached >= allowed
-        _put(ctx, gpu.uuid, "pcie_full_generation", full)
+        put(ctx, gpu.uuid, "pcie_full_generation", full)
 
 
 def _held_low(gpu: nvml.Gpu, trace: Trace) -> Union[bool, nvml.Absent]:
@@ -186,7 +186,8 @@ def _held_low(gpu: nvml.Gpu, trace: Trace) -> Union[bool, nvml.Absent]:
     return not held_back and clock < HELD_LOW * highest  # type: ignore[operator]  # none of them is Absent
 
 
-def _put(ctx: Context, subject: str, metric: str, value: Union[Scalar, nvml.Absent]) -> None:
+def put(ctx: Context, subject: str, metric: str, value: Union[Scalar, nvml.Absent]) -> None:
+    """Measure what NVML answered, or why it has no answer."""
     if not isinstance(value, nvml.Absent):
         ctx.measure(metric, value, subject)
     elif value.kind == NOT_APPLICABLE:
