@@ -16,7 +16,7 @@ help:
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.12'; exit 1; }
-	@echo '== setting up $(VENV) (once; a few minutes, about 1 GB with torch)'
+	@echo '== setting up $(VENV) (once; a few minutes, about 3 GB with torch and TensorFlow)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
