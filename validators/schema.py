@@ -46,6 +46,7 @@ UNITS: Mapping[str, str] = {
     "celsius": "degrees Celsius",
     "bits": "bits",
     "s": "seconds",
+    "us": "microseconds",
 }
 """Every unit there is. A metric has exactly one, for ever; probes convert."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from validators.check import Context
 from validators.probes import workload
@@ -66,6 +66,31 @@ def run_ranks(
 
 def free_port() -> int:
     """A TCP port of this host that nobody listens on at this moment."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> List[int]:
+    """As many ports, each another: jobs that run at once must not share one."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("", 0))
+        return [int(one.getsockname()[1]) for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def rounds(count: int) -> List[List[Tuple[int, int]]]:
+    """Every pair of `count` players once, in rounds in which nobody plays twice: 4 give 3 rounds of 2 pairs.
+
+    The circle method of round-robin tournaments: the first stays, the others move on by one place a round.
+    """
+    players = list(range(count)) + ([-1] if count % 2 else [])  # -1: its opponent has a break
+    found: List[List[Tuple[int, int]]] = []
+    for _ in range(len(players) - 1):
+        half = len(players) // 2
+        pairs = zip(players[:half], reversed(players[half:]))  # noqa: B905 - strict is 3.10+, the host may have 3.9
+        found.append(sorted((min(one), max(one)) for one in pairs if -1 not in one))
+        players.insert(1, players.pop())
+    return found
