@@ -42,7 +42,7 @@ GPU_TIMEOUT_S = 420.0
 
 
 @check(
-    catches="a GPU that computes and does not train: wrong kernels, a slow card, a starved one, one that drags the rest",
+    catches="a GPU that computes and does not train: wrong kernels, a slow or starved card, one that drags the rest",
     needs=("torch or tensorflow: bringup_torch_python, bringup_tensorflow_python, or the frameworks role",),
     level=3,
     seconds=30,
@@ -82,7 +82,7 @@ class _Jobs:
         if unknown:
             raise ValueError(f"no such framework: {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
         self.pythons: Dict[str, str] = {}
-        self.absent: Dict[str, str] = {one: "left out by the parameter frameworks" for one in WORKLOADS}
+        self.absent: Dict[str, str] = dict.fromkeys(WORKLOADS, "left out by the parameter frameworks")
         self.missing: List[str] = []
         for framework in named or WORKLOADS:
             python = pythons.find_python(ctx.plan, framework)
