@@ -188,7 +188,7 @@ def _timeout(host: Host, info: CheckInfo, choice: Choice) -> float:
     if not 0 < seconds <= MAX_TIMEOUT_S:
         raise UsageError(f"host {host.name}: a timeout of {seconds:g} s for {info.name} cannot be meant")
     seconds = min(seconds, choice.timeout_s) if choice.timeout_s else seconds
-    if seconds < lasts:
+    if lasts and seconds < lasts:
         raise UsageError(f"host {host.name}: a timeout of {seconds:g} s ends the soak before its {lasts:g} s are over")
     return seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
 from provision.errors import BringupError, UsageError
 from provision.hosts import Host
-from provision.request import Choice, make_plan, narrowed, parse_params
+from provision.request import Choice, make_plan, narrowed, parse_duration, parse_params
 from tests.unit.judging import CATALOGUE
 from validators.schema import Plan, decode_plan, encode_catalogue, encode_plan
 
@@ -164,3 +165,92 @@ def test_a_bundle_that_does_not_describe_itself_is_an_error_with_its_last_words(
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert load_catalogue(build_bundle(), tmp_path / "file")
+
+
+LOADED = (
+    *CATALOGUE,
+    replace(CATALOGUE[-1], name="cifar", level=3, data=("cifar10",)),
+    replace(CATALOGUE[-1], name="soak", level=4, timeout_s=300.0, params=("duration_s",), data=()),
+)
+
+
+def loaded(variables: dict[str, object] | None = None, **choice: Any) -> Plan:
+    return make_plan(Host("gpu1", variables=variables or {}), LOADED, Choice(**choice))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("24h", 86400), ("90m", 5400), ("3600", 3600), ("45s", 45), ("1h30m", 5400), ("2D", 172800), ("0.5h", 1800)],
+)
+def test_a_duration_is_read_as_people_write_it(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5", "5 parsecs", "h", "7d", "nan", "inf", "1e3", "30m1h"])
+def test_what_is_no_duration_is_an_error_with_examples(text: str) -> None:
+    with pytest.raises(UsageError, match="is not a duration") as caught:
+        parse_duration(text)
+    assert "24h, 90m" in caught.value.hint
+
+
+def test_the_soaks_timeout_follows_its_duration() -> None:
+    plan = loaded(level=4, duration_s=86400.0)
+    assert plan.checks[-1].params == {"duration_s": 86400.0}
+    assert plan.checks[-1].timeout_s == 86700.0
+    assert plan.deadline_s > 86700.0
+    assert loaded(level=4).checks[-1] == replace(plan.checks[-1], params={}, timeout_s=300.0)
+    assert loaded(level=4, params={"soak": {"duration_s": 7200}}).checks[-1].timeout_s == 7500.0
+
+
+@pytest.mark.parametrize(
+    ("choice", "variables", "said"),
+    [
+        ({"duration_s": 60.0}, {}, "the soak, which is not asked for"),
+        ({"duration_s": 60.0, "only": ("matmul",)}, {}, "the soak, which is not asked for"),
+        ({"duration_s": 60.0, "level": 4, "params": {"soak": {"duration_s": 1}}}, {}, "given twice"),
+        ({"duration_s": 3600.0, "level": 4, "timeout_s": 600.0}, {}, "ends the soak before"),
+        ({"duration_s": 3600.0, "level": 4}, {"bringup_timeout_soak": 60}, "ends the soak before"),
+        ({"level": 4, "params": {"soak": {"duration_s": "long"}}}, {}, "not a number of seconds"),
+    ],
+)
+def test_a_duration_that_nothing_would_last_is_an_error(
+    choice: dict[str, Any], variables: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        loaded(variables, **choice)
+
+
+def test_a_host_whose_own_variables_leave_the_soak_out_stops_nobody() -> None:
+    assert "soak" not in names(loaded({"bringup_skip": "soak"}, level=4, duration_s=60.0))
+
+
+def test_share_is_asked_of_the_host_only_where_the_user_insists() -> None:
+    assert (loaded().share, loaded(share=True).share) == (False, True)
+
+
+def test_a_hosts_own_data_is_planned_where_a_check_trains_on_it() -> None:
+    variables: dict[str, object] = {
+        "bringup_data_cifar10": "/srv/cifar",
+        "bringup_data_url_cifar10": "https://mirror.example/data",
+        "bringup_data_mnist": "/srv/mnist",
+    }
+    expected = {"cifar10": "/srv/cifar", "cifar10_url": "https://mirror.example/data"}
+    assert decode_plan(encode_plan(loaded(variables, level=3))).data == expected
+    assert loaded(variables, level=2).data == {}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"bringup_data_cifar10": "data"},
+        {"bringup_data_cifar10": ["/data"]},
+        {"bringup_data_cifar10": "/data\0"},
+        {"bringup_data_url_cifar10": "file:///etc"},
+        {"bringup_data_url_cifar10": "https://me:secret@mirror.example/"},
+        {"bringup_data_url_cifar10": 7},
+    ],
+)
+def test_a_place_for_data_that_cannot_be_meant_is_an_error(variables: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="bringup_data_") as caught:
+        loaded(variables, level=3)
+    assert "secret" not in caught.value.message
