@@ -100,19 +100,18 @@ def test_a_gpu_with_one_gib_free_is_tested_too(gpu: torch.device) -> None:
 
 def test_a_gpu_without_memory_is_an_error_that_says_so(gpu: torch.device) -> None:
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(gpu)
-    ballast = torch.empty(free - 24 * 2**20, dtype=torch.uint8, device=gpu)
-    rest = []
-    try:
-        while True:
-            rest.append(torch.empty(2 * 2**20, dtype=torch.uint8, device=gpu))
-    except torch.cuda.OutOfMemoryError:
-        pass
+    size, _ = torch.cuda.mem_get_info(gpu)
+    ballast = []
+    while size >= 512:
+        try:
+            ballast.append(torch.empty(size, dtype=torch.uint8, device=gpu))
+        except torch.cuda.OutOfMemoryError:
+            size //= 2
     try:
         with pytest.raises(MemoryError, match="out of memory"):
             memory.take(gpu, 0, memory.TILE_MIB)
     finally:
-        del ballast, rest
+        del ballast
 
 
 def test_transfers_bring_back_what_was_sent(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,9 @@ def take(device: torch.device, cap: int, tile_mib: float) -> Tuple[patterns.Tile
     try:
         tile = patterns.Tile(patterns.tile_words(min(free, cap) if cap else free, tile_mib), device)
         rehearse(tile)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as problem:  # CUDA has words of its own where a kernel finds no room
+        if "out of memory" not in str(problem):
+            raise
         raise MemoryError(few.format(free / 2**20)) from None
 
     def now() -> int:
