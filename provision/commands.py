@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NoReturn, cast
 
 from provision import __version__
+from provision.between import plan_between
 from provision.bundle import Bundle, build_bundle
 from provision.catalogue import load_catalogue
 from provision.console import echo_on, host_progress, out, say
@@ -70,6 +71,8 @@ class CheckOptions:
     duration: str = ""
     data: Path | None = None
     """The folder on this machine that holds what checks train on; None: what is in the cache."""
+    between_hosts: bool = False
+    """Measure the network between the hosts, too; all of them run at once."""
 
 
 def select_hosts(selection: Selection) -> tuple[Host, ...]:
@@ -236,6 +239,9 @@ def _measure(
         duration_s=parse_duration(options.duration) if options.duration else 0.0,
     )
     plans = {host.name: make_plan(host, catalogue, choice) for host in hosts}
+    if options.between_hosts:
+        plans = plan_between(hosts, plans, catalogue)
+        options = replace(options, workers=max(options.workers, len(hosts)))  # they wait for each other
     if options.image:
         containers = tuple(in_image(host, options.image) for host in hosts)
         plans |= {one.name: in_container(make_plan(one, catalogue, choice), catalogue) for one in containers}

@@ -78,6 +78,9 @@ def validate(
     duration: Annotated[
         str, typer.Option("--duration", metavar="TIME", help="How long the soak of level 4 lasts: 24h, 90m, 3600.")
     ] = "",
+    between_hosts: Annotated[
+        bool, typer.Option("--between-hosts", help="Measure the network between the hosts, too: all-reduce over all.")
+    ] = False,
     criteria: CriteriaFiles = None,
     host_keys: HostKeyPolicy = HostKeys.strict,
     workers: Annotated[int, typer.Option("--workers", metavar="N", min=1, help="Hosts at once.")] = 16,
@@ -101,6 +104,7 @@ def validate(
       bringup validate ubuntu@203.0.113.7 --only matmul -p matmul.seconds=5
       bringup validate -i inventory.ini --level 3 --data ~/data
       bringup validate -i inventory.ini --level 4 --duration 24h
+      bringup validate -i inventory.ini --only links --between-hosts
       bringup validate -i inventory.ini --in-container nvcr.io/nvidia/pytorch:25.10-py3
     """
     from provision import commands
@@ -120,6 +124,7 @@ def validate(
             share=share,
             duration=duration,
             data=data,
+            between_hosts=between_hosts,
         ),
         criteria=tuple(criteria or ()),
         runs=runs,

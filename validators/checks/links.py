@@ -150,7 +150,7 @@ def _between(heard: Heard, python: str, gpus: Sequence[str]) -> str:
         for metric in BETWEEN:
             heard.not_applicable(metric, "not asked for: --between-hosts measures all hosts of a run together")
         return ""
-    hosts = str(asked["between_hosts"]).split(",")
+    hosts = str(asked["between_hosts"]).split()
     address = str(asked["between_address"])
     count = len(gpus) or int(asked.get("ranks", 1))
     try:
