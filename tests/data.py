@@ -41,6 +41,8 @@ def _folder(name: str, package: str, convert: Callable[[Path, Path], None]) -> P
     top = cache_directory() / "data"
     top.mkdir(exist_ok=True)
     folder = top / name
+    if not datasets.damage(str(folder), name):
+        return folder
     with (top / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if datasets.damage(str(folder), name):
