@@ -60,10 +60,10 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.toy = self.device.type == "cpu"
         self.recipe = replace(MUON, widths=(16, 32, 32), epochs=2.0, batch=100) if self.toy else MUON
-        images, test = read(options.data) if options.data else (synthetic(50_000, torch.device("cpu")), None)
+        real = read(options.data, self.device) if options.data else None
+        self.images, self.test = real or (synthetic(50_000, self.device), None)
         if self.toy:
-            images, test = images.head(1000), test and test.head(500)
-        self.images, self.test = images.to(self.device), test and test.to(self.device)
+            self.images, self.test = self.images.head(1000), self.test and self.test.head(500)
         self.loaders: dict[int, Loader] = {}
 
     def loader(self, batch: int) -> Loader:

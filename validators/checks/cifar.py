@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import threading
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from validators.check import Context, Metric, check
-from validators.probes import gpu_load, nvml, pythons, ranks, workload
+from validators.probes import datasets, gpu_load, nvml, pythons, ranks, workload
 from validators.schema import HOST, Measurement, Progress, Record, Sample, Scalar
 
 WORKLOADS: Mapping[str, str] = {"torch": "cifar_torch", "tensorflow": "cifar_keras"}
@@ -239,16 +239,11 @@ class _Seen(Context):
         self._pass_on(record)
 
 
-class _Dataset(NamedTuple):
-    folder: str
-    why_not: str
-
-
-def _dataset(ctx: Context) -> _Dataset:
-    """The folder of the real images, or why there is none."""
-    from validators.probes import datasets  # noqa: PLC0415
-
+def _dataset(ctx: Context) -> Tuple[str, str]:
+    """The folder of the real images, or why there is none. Raises DamagedData for a folder that was named."""
+    if ctx.plan.device == "cpu" and not ctx.request.params.get("epochs"):
+        return "", "a CPU run without epochs takes no real images"
     try:
-        return _Dataset(datasets.find(ctx, "cifar10").folder, "")
+        return datasets.find(ctx, "cifar10").folder, ""
     except datasets.NoData as reason:
-        return _Dataset("", str(reason))
+        return "", str(reason)

@@ -32,35 +32,36 @@ class Images:
     pixels: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> Images:
-        """The same on a device."""
-        return Images(self.pixels.to(device), self.labels.to(device))
-
     def head(self, count: int) -> Images:
         """The first `count` images."""
         return Images(self.pixels[:count], self.labels[:count])
 
 
-def read(folder: str) -> Tuple[Images, Images]:
+def read(folder: str, device: torch.device) -> Tuple[Images, Images]:
     """The 50,000 training and 10,000 test images. Raises RuntimeError for a file that is not what it must be."""
-    parts = [_file(Path(folder) / name) for name in TRAIN_FILES]
+    parts = [_file(Path(folder) / name, device) for name in TRAIN_FILES]
     train = Images(torch.cat([one.pixels for one in parts]), torch.cat([one.labels for one in parts]))
-    return train, _file(Path(folder) / TEST_FILE)
+    return train, _file(Path(folder) / TEST_FILE, device)
 
 
-def _file(path: Path) -> Images:
+def _file(path: Path, device: torch.device) -> Images:
+    expected = FILE_IMAGES * RECORD_BYTES
+    data = bytearray(expected)
     try:
-        data = bytearray(path.read_bytes())
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            if size == expected:
+                size = file.readinto(data) or 0
     except OSError as problem:
         raise RuntimeError(f"CIFAR-10: {path.name} cannot be read: {problem.strerror}") from None
-    if len(data) != FILE_IMAGES * RECORD_BYTES:
-        expected = FILE_IMAGES * RECORD_BYTES
-        raise RuntimeError(f"CIFAR-10: {path.name} has {len(data)} bytes, not {expected}: half copied or another form")
+    if size != expected:
+        raise RuntimeError(f"CIFAR-10: {path.name} has {size} bytes, not {expected}: half copied, or another form")
     records = torch.frombuffer(data, dtype=torch.uint8).view(FILE_IMAGES, RECORD_BYTES)
     labels = records[:, 0].to(torch.int64)
     if int(labels.max()) >= CLASSES:
         raise RuntimeError(f"CIFAR-10: {path.name} has the label {int(labels.max())}; labels are 0 to 9")
-    return Images(records[:, 1:].view(-1, 3, SIDE, SIDE).permute(0, 2, 3, 1).contiguous(), labels)
+    pixels = records.to(device)[:, 1:].view(-1, 3, SIDE, SIDE)
+    return Images(pixels.permute(0, 2, 3, 1).contiguous(), labels.to(device))
 
 
 def synthetic(count: int, device: torch.device, seed: int = 0) -> Images:
@@ -68,7 +69,7 @@ def synthetic(count: int, device: torch.device, seed: int = 0) -> Images:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (64, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
-    return Images(pixels.repeat(-(-count // 64), 1, 1, 1)[:count].contiguous(), labels).to(device)
+    return Images(pixels.to(device).repeat(-(-count // 64), 1, 1, 1)[:count].contiguous(), labels.to(device))
 
 
 def padded(pixels: Tensor, by: int) -> Tensor:

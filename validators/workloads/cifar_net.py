@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from validators.workloads.cifar_data import CLASSES, Images
+from validators.workloads.cifar_data import CLASSES, SIDE, Images
 
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 """Of the training images' pixels, red, green, blue, 0..255."""
@@ -114,8 +114,11 @@ class Network:
         """Set the first convolution from the covariance of 2 x 2 patches of the images."""
         pixels = images.pixels.permute(0, 3, 1, 2)
         values = (pixels.float() - self._mean.float()) * self._scale.float()
-        patches = F.unfold(values, 2).transpose(1, 2).reshape(-1, 12)
-        covariance = (patches.t() @ patches / len(patches)).cpu().double()
+        corners = [
+            values[:, :, down : down + SIDE - 1, right : right + SIDE - 1] for down in (0, 1) for right in (0, 1)
+        ]
+        patches = torch.stack(corners, 2).flatten(1, 2).transpose(0, 1).flatten(1)
+        covariance = (patches @ patches.t() / patches.shape[1]).cpu().double()
         variances, directions = torch.linalg.eigh(covariance)  # on the CPU: 12 x 12 is not worth a solver's start-up
         filters = (directions / (variances + 5e-4).sqrt()).t().flip(0).reshape(12, 3, 2, 2)
         self.whitening.copy_(torch.cat([filters, -filters]))

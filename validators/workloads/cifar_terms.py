@@ -85,8 +85,8 @@ def send_time(found: Results, loader: float, copy: float) -> None:
     found.value("time_in_compute", max(0.0, 1 - loader - copy))
 
 
-def send_learnt(
-    found: Results, accuracy: float, each_epoch: Sequence[float], *, target: float, age_s: float, note: str
+def send_learnt(  # noqa: PLR0917 - both frameworks' programs call it so
+    found: Results, accuracy: float, each_epoch: Sequence[float], target: float, age_s: float, note: str
 ) -> None:
     """accuracy, accuracy_rises and time_to_accuracy; `note`: where that time went."""
     listed = ", ".join(f"{one:.3f}" for one in each_epoch)

@@ -132,8 +132,7 @@ def _name(trainer: Trainer) -> str:
 def _images(terms: Terms, device: torch.device) -> Tuple[Images, Optional[Images]]:
     if not terms.data:
         return synthetic(SYNTHETIC_IMAGES, device), None
-    images, test = read(terms.data)
-    return images.to(device), test.to(device)
+    return read(terms.data, device)
 
 
 def _bounded(recipe: Recipe, trainer: Trainer, loader: Loader, job: Job) -> Recipe:

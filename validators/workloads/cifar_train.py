@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from validators.workloads.cifar_data import CLASSES, FILE_IMAGES, SIDE, Images, Loader, padded, synthetic
+from validators.workloads.cifar_data import CLASSES, FILE_IMAGES, SAMPLE, SIDE, Images, Loader, padded, synthetic
 from validators.workloads.cifar_net import Network
 from validators.workloads.cifar_optimizer import LOOK_AHEAD_EVERY, Optimizer, Recipe
 
@@ -105,6 +105,7 @@ class Trainer:
         self.reset(0)
 
     def _warm_up(self) -> None:
+        self.network.whiten(synthetic(SAMPLE, self.device))
         if self.device.type != "cuda":
             self._compute(True)
             self.optimizer.update()
