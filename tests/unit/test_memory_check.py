@@ -43,6 +43,7 @@ from validators.schema import (
     encode,
 )
 from validators.workloads import memory, memory_patterns, memory_speed
+from validators.workloads.results import Results
 
 INFO = check.load("memory").info
 
@@ -313,6 +314,58 @@ def test_a_turn_that_never_comes_is_not_waited_for_without_end(tmp_path: Path) -
         assert not alone
     with memory_speed.turn(str(tmp_path / "gone")) as alone:
         assert not alone
+
+
+@pytest.fixture
+def unpinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transfers within the host: pinned memory takes a GPU."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(memory_speed, "pinned", lambda words, dtype: torch.empty(words, dtype=dtype))
+
+
+def sent(buffer: torch.Tensor) -> dict[str, Measurement]:
+    records: list[Record] = []
+    memory._transfers(Results("memory", "GPU-1", records.append), buffer, 0.001, alone=True)
+    for record in records:
+        encode(record)
+    return measured(records, "GPU-1")
+
+
+@pytest.mark.usefixtures("unpinned")
+@pytest.mark.parametrize("words", [10, 2**18, 5 * 2**20 + 3])
+def test_what_goes_to_the_host_and_back_is_compared(monkeypatch: pytest.MonkeyPatch, words: int) -> None:
+    buffer = torch.zeros(words, dtype=torch.int64)
+    found = sent(buffer)
+    assert found["transfer_errors"].value == 0
+    assert set(found) == set(memory.TRANSFERS)
+    assert found["h2d_bandwidth"].labels["others"] == "waited for"
+
+    honest = memory_speed.timed
+
+    def broken(*arguments: Any) -> memory_speed.Speed:
+        speed = honest(*arguments)
+        buffer[-1] ^= 1
+        return speed
+
+    monkeypatch.setattr(memory_speed, "timed", broken)
+    assert sent(buffer)["transfer_errors"].value == 1
+
+
+def test_without_pinned_memory_the_rest_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of host memory")
+
+    monkeypatch.setattr(memory_speed, "pinned", refuse)
+    found = sent(torch.zeros(1000, dtype=torch.int64))
+    assert {one.absence for one in found.values()} == {UNKNOWN}
+    assert "out of host memory" in found["d2h_bandwidth"].note
+
+
+@pytest.mark.usefixtures("unpinned")
+def test_a_slow_link_gets_smaller_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_speed, "_times", lambda _device, _work, repeats: [4.0] * repeats)  # 1 MB/s
+    buffer = torch.zeros(2**22, dtype=torch.int64)
+    assert memory_speed.patient_words(buffer, buffer) == 2**19
 
 
 def test_rates_are_of_single_operations() -> None:

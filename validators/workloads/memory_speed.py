@@ -109,7 +109,7 @@ def transfers(buffer: Tensor, seconds: float, pinned_bytes: int = PINNED_BYTES) 
     """
     words = max(1, min(pinned_bytes, host_bytes() // 16) // buffer.element_size())
     words = min(words, len(buffer) // 2)
-    host = torch.empty(words, dtype=buffer.dtype, pin_memory=True)
+    host = pinned(words, buffer.dtype)
     words = min(words, patient_words(buffer, host))
     host = host[:words]
     front, rear = buffer[:words], buffer[len(buffer) - words :]
@@ -126,6 +126,11 @@ def transfers(buffer: Tensor, seconds: float, pinned_bytes: int = PINNED_BYTES) 
     into = rear[: len(some)]
     pageable = timed(buffer.device, lambda: into.copy_(some), len(some) * buffer.element_size(), seconds / 4)
     return Transfers(to_device, to_host, pageable, wrong)
+
+
+def pinned(words: int, dtype: torch.dtype) -> Tensor:
+    """Memory of the host that the device reads and writes by itself."""
+    return torch.empty(words, dtype=dtype, pin_memory=True)
 
 
 def patient_words(buffer: Tensor, host: Tensor) -> int:
