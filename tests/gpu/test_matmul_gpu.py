@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from provision.bundle import build_bundle
+from tests.doubles.faulty_products import always, flip, once, spoil
 from tests.need import need
-from tests.unit.test_matmul_products import faulty, flip, on
 from validators.workloads import exact, kinds, matmul, products, sizing
 
 
@@ -43,15 +43,15 @@ def test_every_format_is_right_and_repeats_its_bits(kind: kinds.Kind, gpu: torch
 
 
 def test_one_flipped_bit_in_one_product_is_found(kind: kinds.Kind, gpu: torch.device) -> None:
-    found = products.measure(faulty(kind.name, on({9}, flip(0))), 2048, gpu, 0.05)
+    found = products.measure(spoil(kind, once(9, flip(0))), 2048, gpu, 0.05)
     assert found.wrong == 1
 
 
 def test_a_tile_that_is_wrong_each_time_is_found(kind: kinds.Kind, gpu: torch.device) -> None:
-    def scale(_number: int, out: Tensor) -> None:
+    def scale(out: Tensor) -> None:
         out[128:256, 256:384] *= 2
 
-    found = products.measure(faulty(kind.name, scale), 2048, gpu, 0.05)
+    found = products.measure(spoil(kind, always(scale)), 2048, gpu, 0.05)
     assert found.wrong == found.verified
 
 

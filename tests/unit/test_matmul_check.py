@@ -113,7 +113,7 @@ def test_a_cpu_run_is_judged_without_error_and_says_that_no_gpu_was_measured(cpu
     records = [one for one in cpu_run if isinstance(one, (Measurement, Outcome, Sample, Progress))]
     verdicts = judged(records, plan("cpu"))
     passed = {one.metric for one in verdicts if one.status == "PASS"}
-    assert passed == {"known_answer", "exact_integer", "products_wrong", "products_verified"}
+    assert passed == {"known_answer", "exact_integer", "products_wrong", "products_verified", "operand_rows_wrong"}
     assert {one.status for one in verdicts} == {"PASS", "SKIP"}
     assert any("no GPU was measured" in one.reason for one in verdicts if one.metric == "throughput_bf16")
 

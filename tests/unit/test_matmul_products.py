@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.doubles.faulty_products import Fault, Faulty, always, bits, flip, once, shapes, spoil
 from validators.schema import NOT_APPLICABLE, UNKNOWN, Measurement, Record
-from validators.workloads import exact, matmul, products, sizing
+from validators.workloads import exact, matmul, operands, products, sizing
 from validators.workloads.kinds import Kind, kinds, whole_precision
 
 CPU = torch.device("cpu")
 N = 128
-Fault = Callable[[int, Tensor], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Faulty(Kind):
-    """A format whose device gets products wrong: `fault(number of the product, product)`."""
-
-    fault: Fault = lambda _number, _out: None
-    skips: Callable[[int], bool] = lambda _number: False
-    calls: list[int] = dataclasses.field(default_factory=list)
-
-    def multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        self.calls.append(1)
-        number = len(self.calls)
-        if not self.skips(number):
-            super().multiply(left, right, out)
-            self.fault(number, out)
 
 
 def faulty(name: str, fault: Fault = lambda *_: None, skips: Callable[[int], bool] = lambda _: False) -> Faulty:
-    kind = kinds()[name]
-    values = {field.name: getattr(kind, field.name) for field in dataclasses.fields(kind)}
-    return Faulty(**values, fault=fault, skips=skips)
+    return spoil(kinds()[name], fault, skips)
 
 
 def run(kind: Kind, n: int = N, seconds: float = 0.02) -> products.Run:
@@ -47,14 +30,6 @@ def run(kind: Kind, n: int = N, seconds: float = 0.02) -> products.Run:
 
 def on(numbers: set[int], change: Callable[[Tensor], None]) -> Fault:
     return lambda number, out: change(out) if number in numbers else None
-
-
-def flip(bit: int, row: int = 5, column: int = 9) -> Callable[[Tensor], None]:
-    def change(out: Tensor) -> None:
-        raw = out.view(torch.uint8).view(-1)
-        raw[(row * out.shape[1] + column) * out.element_size() + bit // 8] ^= 1 << bit % 8
-
-    return change
 
 
 @pytest.mark.parametrize("name", sorted(kinds()))
@@ -78,6 +53,136 @@ def test_one_flipped_bit_in_one_timed_product_is_one_wrong_product(name: str) ->
 def test_several_wrong_products_are_all_counted() -> None:
     found = run(faulty("fp32", on({6, 8, 9}, flip(1))))
     assert found.wrong == 3
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_a_bit_too_low_for_other_arithmetic_is_found_in_the_first_products_too(number: int) -> None:
+    found = run(faulty("bf16", on({number}, flip(0))))
+    assert found.wrong == 1
+    assert found.method == "checksums"
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_a_bit_of_an_operand_that_changed_on_the_device_is_found(name: str) -> None:
+    kind = kinds()[name]
+    for bit, _ in bits(kind.operand):
+        pair = products.Pair(spoil(kind, operand_fault=once(2, flip(bit, 7, 33))), 64, CPU, 1)
+        found = products.Run(64)
+        pair.check_operands(found, "before")
+        assert found.operands_wrong == 1
+        assert found.notes == ["operand y is wrong on the device in 1 rows from row 7, before"]
+
+
+@pytest.mark.parametrize("when", ["rows", "columns", "places"])
+def test_operands_whose_parts_changed_places_are_found(when: str) -> None:
+    def swap(operand: Tensor) -> None:
+        if when == "rows":
+            operand[[3, 9]] = operand[[9, 3]]
+        elif when == "columns":
+            operand[:, [3, 9]] = operand[:, [9, 3]]
+        else:
+            operand[5, [3, 9]] = operand[5, [9, 3]]
+
+    pair = products.Pair(spoil(kinds()["bf16"], operand_fault=once(1, swap)), 64, CPU, 1)
+    found = products.Run(64)
+    pair.check_operands(found, "before")
+    assert found.operands_wrong == {"rows": 2, "columns": 64, "places": 1}[when]
+
+
+def test_an_operand_that_changes_while_products_run_is_found() -> None:
+    pairs: list[Tensor] = []
+    kind = spoil(
+        kinds()["fp32"],
+        lambda number, _out: flip(30, 2, 2)(pairs[0]) if number == 9 else None,
+        operand_fault=lambda _number, operand: pairs.append(operand),
+    )
+    found = run(kind)
+    assert found.operands_wrong == 1
+    assert found.wrong > 0
+
+
+def test_operands_are_the_same_numbers_on_every_machine() -> None:
+    drawn = operands.draws(1000, 7)
+    assert (drawn[:4].tolist(), int(drawn.sum())) == ([46136, 21222, 19940, 62119], 33091189)
+    values = operands.normal(2**16, 7, torch.float64)
+    assert abs(float(values.mean())) < 0.02
+    assert abs(float(values.std()) - 1) < 0.01
+    assert len(values.view(torch.int64).bitwise_and(2**29 - 1).unique()) > 60_000  # every bit is in use
+
+
+def sign_and_exponent(name: str) -> list[int]:
+    return [bit for bit, part in bits(kinds()[name].output) if part != "mantissa bit"]
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_every_sign_and_exponent_flip_above_the_bound_is_found_also_when_it_repeats(name: str) -> None:
+    kind = kinds()[name]
+    whole_precision()
+    pair = products.Pair(kind, 64, CPU, 7)
+    floor = kind.flips_found_above(pair.terms, 64)
+    healthy = []
+    for which in (0, 1):
+        pair.multiply(which)
+        healthy.append(pair.out.double().abs())
+    smallest = torch.minimum(*healthy)
+    places = (smallest > floor).nonzero()
+    least = places[smallest[smallest > floor].argmin()]
+    for bit in sign_and_exponent(name):
+        for row, column in ([int(one) for one in least], [int(one) for one in places[bit * 31 % len(places)]]):
+            pair.kind = spoil(kind, always(flip(bit, row, column)))
+            found = products.Run(64, pair.terms)
+            pair.reference(found, 7)
+            assert found.wrong == found.verified, (bit, row, column)
+
+
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_whole_numbers_at_full_size_find_a_flip_of_any_bit(name: str) -> None:
+    whole_precision()
+    for bit, _ in bits(kinds()[name].output):
+        found = exact.wrong_at_full_size(faulty(name, always(flip(bit, 5, 9))), 64, CPU)
+        assert found == f"{name}: 1 of 64 rows are wrong at n=64, the first is row 5", bit
+    assert exact.wrong_at_full_size(kinds()[name], 64, CPU) == ""
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "int8"])
+def test_faults_of_every_shape_are_found_once_and_always(name: str) -> None:
+    dice = random.Random(3)  # noqa: S311
+    for what, change in shapes(64, dice).items():
+        for fault, least in ((once(7, change), 1), (always(change), 4)):
+            pair = products.Pair(faulty(name, fault), 64, CPU, 7)
+            found = products.Run(64, pair.terms)
+            verifier = pair.reference(found, 7)
+            products.batch(pair, verifier, found, 4, keep=True)
+            assert found.wrong >= least, what
+
+
+def test_a_wrong_operand_of_the_whole_numbers_is_told() -> None:
+    kind = spoil(kinds()["fp32"], operand_fault=once(1, flip(3)))
+    assert "left operand is wrong on the device in 1 rows from row 5" in exact.wrong_at_full_size(kind, 64, CPU)
+
+
+@pytest.mark.parametrize("n", [2048, 4096, 8192, 16384])
+@pytest.mark.parametrize("name", sorted(kinds()))
+def test_whole_numbers_are_exact_at_every_size(name: str, n: int) -> None:
+    kind = kinds()[name]
+    terms = n * kind.longer
+    m, density = exact.magnitude_and_density(kind, terms)
+    values = operands.whole(2**20, 1, m, density).double()
+    assert 0.99 * m < float(values.abs().max()) <= m
+    accumulator = {torch.float64: 53, torch.int32: 31}.get(kind.output, 24)
+    assert terms * m * m <= 2**accumulator
+    spread = float((values**2).mean()) * terms**0.5
+    assert 6.5 * spread < 2 ** exact._SIGNIFICAND[kind.output]
+    if name == "fp8":
+        assert terms * float(values.abs().mean()) ** 2 < 2**exact.EIGHTH_BITS
+
+
+def test_the_digest_is_of_every_bit_and_repeats() -> None:
+    whole_precision()
+    healthy = exact.digest(kinds()["bf16"], CPU, 64)
+    assert len(healthy) == 32
+    assert exact.digest(kinds()["bf16"], CPU, 64) == healthy
+    assert exact.digest(faulty("bf16", always(flip(0))), CPU, 64) != healthy
 
 
 def test_the_same_wrong_answer_each_time_is_wrong_each_time() -> None:
@@ -206,11 +311,12 @@ FAST, SLOW = 7e14, 2.5e11
     [
         ("bf16", 139, FAST, 16384),
         ("bf16", 22, 1.2e14, 12288),  # L4: patience, not memory
-        ("bf16", 3.5, FAST, 8192),
+        ("bf16", 3.5, FAST, 12288),
         ("fp64", 139, 6e13, 8192),
         ("fp64", 15, SLOW, 1024),  # T4: double precision at 0.25 TFLOP/s
         ("fp32", 3.5, 1e13, 6144),
-        ("int8", 180, 4e15, 16384),
+        ("fp8", 139, 1.3e15, 8192),  # twice the terms: no larger an operand than 16384 x 16384
+        ("int8", 180, 4e15, 8192),
     ],
 )
 def test_the_size_follows_memory_and_patience(name: str, free_gib: float, rate: float, expected: int) -> None:
@@ -221,7 +327,28 @@ def test_sizes_go_down_and_fit_the_memory() -> None:
     kind = kinds()["fp32"]
     tried = list(sizing.sizes(kind, 4 * GIB, 1e15))
     assert tried == sorted(tried, reverse=True)
-    assert all(n * n * kind.bytes_each < 4 * GIB for n in tried)
+    assert all(kind.bytes_needed(n) < 4 * GIB for n in tried)
+
+
+def test_the_fastest_size_is_taken_and_of_like_ones_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {16384: 690e12, 8192: 690e12, 4096: 747e12}
+    monkeypatch.setattr(sizing, "burst", lambda _kind, n, _device, _seconds: rates[n])
+    candidates = [16384, 12288, 8192, 6144, 4096, 3072, 2048]
+    cuda = torch.device("cuda")
+    assert sizing.fastest(kinds()["bf16"], cuda, candidates, 100 * GIB) == [4096, 3072, 2048]
+    rates[4096] = 691e12
+    assert sizing.fastest(kinds()["bf16"], cuda, candidates, 100 * GIB) == candidates
+
+
+def test_fp32_is_smaller_where_its_float64_reference_would_take_long() -> None:
+    kind = kinds()["fp32"]
+    assert next(sizing.sizes(kind, 100 * GIB, 8e13, 0, 1.3e12)) == 8192  # a GeForce RTX 4090: float64 at 1/64
+    assert next(sizing.sizes(kind, 4 * GIB, 2e12, 0, 6.5e10)) == 3072  # a GTX 1050 Ti
+
+
+def test_a_card_of_4_gib_gets_products_of_a_fair_size_in_every_format() -> None:
+    for kind in kinds().values():
+        assert next(sizing.sizes(kind, int(3.6 * GIB), 2e13)) >= 4096, kind.name
 
 
 def test_a_size_that_was_asked_for_comes_first() -> None:
@@ -243,6 +370,7 @@ def out_of_memory(above: int) -> tuple[list[int], Callable[[Kind, int, torch.dev
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     monkeypatch.setattr(sizing, "probe", lambda _kind, _device: FAST)
+    monkeypatch.setattr(sizing, "burst", lambda _kind, n, _device, _seconds: FAST * (1 + n / 2**20))
     return torch.device("cuda")
 
 

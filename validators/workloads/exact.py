@@ -2,24 +2,39 @@
 
 The known answer is [[1, 2, 3], [4, 5, 6]] @ [[1, 2], [3, 4], [5, 6]] = [[22, 28], [49, 64]].
 
-The exact-integer product has n x n operands of random whole numbers in -m..m. It has one right answer, whatever the
+The exact-integer product has operands of random whole numbers in -m..m. It has one right answer, whatever the
 order of summation, because every partial sum is a whole number that the accumulator holds exactly
 (n m**2 <= 2**24 in float32, 2**53 in float64, 2**31 in int32; with m = 1 and n = 2048 even in the about 14 bits that
-fp8 accumulates with on Hopper), and because no element is larger than the output's significand (checked on the
-answer: 2**8 for bf16, 2**11 for fp16). The answer is computed on the CPU in float64, where it is exact too.
+fp8 accumulates with on Hopper), and because no element is larger than the output's significand (2**8 for bf16, 2**11
+for fp16). It runs twice: at n = 2048, where every element is compared with the answer that the CPU computed, in
+float64, where it is exact too; and at the size of the timed products, so that every place of their answer is proven,
+where each row's sums are compared modulo 2**64 (verify.whole_sums).
+
+So a fault that hits one place of a product, and hits it each time, is found here however small it is.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 from typing import Dict, List, Tuple
 
 import torch
 from torch import Tensor
 
+from validators.workloads import operands
 from validators.workloads.kinds import Kind, tensor_float32
+from validators.workloads.products import Pair
+from validators.workloads.verify import whole_sums
 
 SIZE, SIZE_CPU = 2048, 512
 """Side of the exact-integer product: 256 tiles of 128 x 128, more than any card has multiprocessors."""
+
+HEADROOM = 7.0
+"""The largest of 2**28 normal numbers is at 6.1 standard deviations: the answer's elements stay under this many."""
+
+EIGHTH_BITS = 13
+"""Whole numbers up to 2**13 are exact in the about 14 bits that fp8 accumulates with on Hopper."""
 
 _SIGNIFICAND = {
     torch.bfloat16: 8,
@@ -101,3 +116,56 @@ def differences(kind: Kind, got: Tensor, expected: Tensor) -> str:
     row, column = (int(i) for i in bad.nonzero()[0])
     first = f"[{row}][{column}] is {float(got[row, column])}, not {float(expected[row, column])}"
     return f"{kind.name}: {count} of {bad.numel()} elements are wrong; {first}"
+
+
+def magnitude_and_density(kind: Kind, terms: int) -> Tuple[int, float]:
+    """How large whole numbers may be at so many terms, and what share of them may not be zero."""
+    accumulator = {torch.float64: 53, torch.int32: 31}.get(kind.output, 24)
+    m = max(1, min(kind.exact_magnitude, int((2**accumulator / terms) ** 0.5)))
+    square = m * (m + 1) / 3  # the mean of a square, uniform over -m..m
+    density = 2 ** _SIGNIFICAND[kind.output] / (HEADROOM * square * terms**0.5)
+    if kind.name == "fp8":
+        density = min(density, (2**EIGHTH_BITS / (2 * terms * square)) ** 0.5)
+    return m, min(1.0, density)
+
+
+def wrong_at_full_size(kind: Kind, n: int, device: torch.device, seed: int = 21) -> str:
+    """The exact-integer product at this size: empty where every row is right, else what is wrong."""
+    terms = n * kind.longer
+    m, density = magnitude_and_density(kind, terms)
+    length = operands.POOL_ROWS * terms
+    pool = operands.whole(length, seed, m, density).to(kind.operand)
+    begin = operands.windows(n, terms, length, seed)
+    left, right = (operands.Operand(pool, one, terms, device, kind.place) for one in begin)
+    for name, operand in (("left", left), ("right", right)):
+        rows = operand.wrong_rows()
+        if rows:
+            return f"{kind.name}: the {name} operand is wrong on the device in {len(rows)} rows from row {rows[0]}"
+    out = kind.empty(n, n, device)
+    factor = kind.right(right.matrix)
+    tensor_float32(kind.tf32)
+    try:
+        kind.multiply(left.matrix, factor, out)
+    finally:
+        tensor_float32(False)
+    finding = whole_sums(left.matrix, factor, out, seed)
+    if not finding.wrong:
+        return ""
+    return f"{kind.name}: {finding.wrong} of {n} rows are wrong at n={n}, the first is row {finding.first_row}"
+
+
+DIGEST_SIZE = 2048
+"""Side of the product whose bits are compared between GPUs."""
+
+
+def digest(kind: Kind, device: torch.device, n: int = DIGEST_SIZE) -> str:
+    """BLAKE2b-128 of the bits of one product of fixed normal operands: equal on like GPUs under the same torch."""
+    tensor_float32(kind.tf32)
+    try:
+        pair = Pair(kind, n, device, seed=3)
+        pair.multiply(0)
+        product = pair.out.cpu().contiguous()
+    finally:
+        tensor_float32(False)
+    buffer = (ctypes.c_ubyte * (product.numel() * product.element_size())).from_address(product.data_ptr())
+    return hashlib.blake2b(buffer, digest_size=16).hexdigest()

@@ -4,6 +4,9 @@ Operands are standard normal (int8: uniform over -127..127), because a GPU's pow
 data: on one H200 8192 x 8192 bf16 products ran at 788 TFLOP/s on normal data and at 894 on zeros.
 They are rounded to the format first, so that the reference arithmetic sees exactly what the product sees.
 
+A product has n x n elements of `terms` summands each: n of them, and more in the formats of one byte, whose products
+are so quick that verifying an n x n answer would cost more than a few hundredths of one over n terms.
+
 Tolerances, for products of standard normal operands over k terms; C's elements are of the order sqrt(k):
 - output rounding: at most `roundoff` * |element|.
 - float32 on plain units: k roundings of partial sums up to sqrt(k) give 0.3 k 2**-24 rms; 4 k 2**-24 is allowed
@@ -21,14 +24,19 @@ from typing import Callable, Dict, Optional, Tuple
 import torch
 from torch import Tensor
 
-from validators.workloads.verify import Finding, elementwise, freivalds
+from validators.workloads import operands
+from validators.workloads.verify import Finding, elementwise, freivalds, whole_sums
 
 Capability = Tuple[int, int]
 
 
+SINGLE, DOUBLE, SUMS, WHOLE = "float32 product", "float64 product", "Freivalds' sums", "whole-number sums"
+"""By which other arithmetic a product is verified; validators/workloads/verify.py says what each can miss."""
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One number format. `bytes_each`: device memory for each element of an n x n problem, checks included."""
+    """One number format. `longer`: terms of an n x n product, by n. `absolute`: rounding error allowed at k terms."""
 
     name: str
     operand: torch.dtype
@@ -36,24 +44,26 @@ class Kind:
     unit: str
     capability: Capability
     lacks: str
-    bytes_each: int
     roundoff: float
     absolute: Callable[[int], float]
-    by_element: bool
+    reference: str
     transposed: bool = False
     tf32: bool = False
     exact_magnitude: int = 1
+    longer: int = 1
 
-    def draw(self, n: int, device: torch.device, seed: int) -> Tensor:
-        """An n x n operand of representative data."""
-        generator = torch.Generator(device).manual_seed(seed)
-        if self.operand is torch.int8:
-            return torch.randint(-127, 128, (n, n), generator=generator, device=device, dtype=torch.int8)
-        wide = torch.float64 if self.operand is torch.float64 else torch.float32
-        values = torch.randn(n, n, generator=generator, device=device, dtype=wide)
-        if self.tf32:  # keep the 10 mantissa bits that TF32 reads
-            values.view(torch.int32).bitwise_and_(-(2**13))
-        return values.to(self.operand)
+    def bytes_needed(self, n: int) -> int:
+        """Device memory of verified n x n products: two operands, the product, what the reference check holds."""
+        wide = {SINGLE: 4, DOUBLE: 8}.get(self.reference, 0)
+        return n * n * (self.longer * (2 * self.operand.itemsize + wide) + self.output.itemsize)
+
+    def pool(self, length: int, seed: int) -> Tensor:
+        """Representative data for operands, on the CPU."""
+        return operands.normal(length, seed, self.operand, tf32=self.tf32)
+
+    def place(self, bits: Tensor) -> Tensor:
+        """The operand of these bits, on the device; the same memory."""
+        return bits.view(self.operand)
 
     def right(self, operand: Tensor) -> Tensor:
         """The operand as the right-hand factor: fp8 and int8 tensor cores want it column-major."""
@@ -73,17 +83,37 @@ class Kind:
         else:
             torch.mm(left, right, out=out)
 
+    def bound(self, terms: int, n: int) -> Tuple[float, float]:
+        """(relative, absolute): an element off by more than relative * |element| + absolute is never missed."""
+        if self.reference == SINGLE:
+            return self.roundoff, self.absolute(terms) + 2 * _plain(terms)
+        if self.reference == DOUBLE:
+            return self.roundoff, self.absolute(terms)
+        return 0.0, 2 * self._spread(terms, n)
+
+    def flips_found_above(self, terms: int, n: int) -> float:
+        """Every flip of the sign or of an exponent bit of an element larger than this is found: it is off by half."""
+        relative, absolute = self.bound(terms, n)
+        return absolute / (0.5 - relative)
+
+    def _spread(self, terms: int, n: int) -> float:
+        return float(7.5 * self.absolute(terms) * n**0.5)
+
     def check(self, left: Tensor, right: Tensor, product: Tensor, seed: int) -> Finding:
         """Verify a product by other arithmetic; see validators/workloads/verify.py."""
         terms = left.shape[1]
-        if self.by_element:
-            tensor_float32(False)
-            reference_error = 4 * terms * 2.0**-24
-            finding = elementwise(left, right, product, self.roundoff, self.absolute(terms) + reference_error)
+        if self.reference == WHOLE:
+            return whole_sums(left, right, product, seed)
+        if self.reference == SUMS:
+            return freivalds(left, right, product, self._spread(terms, product.shape[1]), seed)
+        double = self.reference == DOUBLE
+        own_error = 0.0 if double else _plain(terms)
+        tensor_float32(False)
+        try:
+            wide = torch.float64 if double else torch.float32
+            return elementwise(left, right, product, self.roundoff, self.absolute(terms) + own_error, wide=wide)
+        finally:
             tensor_float32(self.tf32)
-            return finding
-        spread: float = 7.5 * self.absolute(terms) * product.shape[1] ** 0.5
-        return freivalds(left, right, product, spread, seed)
 
 
 _ones: Dict[torch.device, Tensor] = {}
@@ -131,25 +161,19 @@ def _none(terms: int) -> float:
 
 def kinds() -> Dict[str, Kind]:
     """The formats by name, in the order in which they run; fp8 only where this torch has it."""
-    flop, tensor_cores = "TFLOP/s", "tensor cores"
+    flop, cores = "TFLOP/s", "tensor cores"
+    f64, f32, f16, b16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
     every = [
+        Kind("fp64", f64, f64, flop, (0, 0), "", 2.0**-53, _double, SUMS, exact_magnitude=2**20),
+        Kind("fp32", f32, f32, flop, (0, 0), "", 2.0**-24, _plain, DOUBLE, exact_magnitude=90),
         Kind(
-            "fp64", torch.float64, torch.float64, flop, (0, 0), "", 40, 2.0**-53, _double, False,
-            exact_magnitude=2**20,
+            "tf32", f32, f32, flop, (8, 0), f"TF32 {cores}", 2.0**-24, _tensor, SINGLE, tf32=True, exact_magnitude=90,
         ),
-        Kind("fp32", torch.float32, torch.float32, flop, (0, 0), "", 20, 2.0**-24, _plain, False, exact_magnitude=90),
+        Kind("fp16", f16, f16, flop, (7, 0), cores, 2.0**-11, _tensor, SINGLE, exact_magnitude=3),
+        Kind("bf16", b16, b16, flop, (8, 0), f"bf16 {cores}", 2.0**-8, _tensor, SINGLE),
         Kind(
-            "tf32", torch.float32, torch.float32, flop, (8, 0), f"TF32 {tensor_cores}", 24, 2.0**-24, _tensor, True,
-            tf32=True, exact_magnitude=90,
-        ),
-        Kind(
-            "fp16", torch.float16, torch.float16, flop, (7, 0), tensor_cores, 14, 2.0**-11, _tensor, True,
-            exact_magnitude=3,
-        ),
-        Kind("bf16", torch.bfloat16, torch.bfloat16, flop, (8, 0), f"bf16 {tensor_cores}", 14, 2.0**-8, _tensor, True),
-        Kind(
-            "int8", torch.int8, torch.int32, "TOP/s", (7, 5), f"int8 {tensor_cores}", 14, 0.0, _none, False,
-            transposed=True, exact_magnitude=127,
+            "int8", torch.int8, torch.int32, "TOP/s", (7, 5), f"int8 {cores}", 0.0, _none, WHOLE, transposed=True,
+            exact_magnitude=127, longer=4,
         ),
     ]  # fmt: skip
     eight: Optional[torch.dtype] = getattr(torch, "float8_e4m3fn", None)
@@ -157,8 +181,7 @@ def kinds() -> Dict[str, Kind]:
         every.insert(
             5,
             Kind(
-                "fp8", eight, torch.bfloat16, flop, (8, 9), f"fp8 {tensor_cores}", 12, 2.0**-8, _eighth, True,
-                transposed=True,
+                "fp8", eight, b16, flop, (8, 9), f"fp8 {cores}", 2.0**-8, _eighth, SINGLE, transposed=True, longer=2,
             ),
         )  # fmt: skip
     return {kind.name: kind for kind in every}

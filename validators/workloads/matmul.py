@@ -1,7 +1,8 @@
 """Matrix products on one device: known answer, exact integers, and throughput with every timed product verified.
 
-Run by the host's framework Python with one GPU visible. The products are in validators/workloads/products.py, how
-they are verified in verify.py, the number formats and their tolerances in kinds.py, the exact ones in exact.py.
+Run by the host's framework Python with one GPU visible. The products are in validators/workloads/products.py, their
+operands in operands.py, how they are verified in verify.py, the number formats and their tolerances in kinds.py, the
+exact ones and the digests in exact.py.
 """
 
 from __future__ import annotations
@@ -10,129 +11,142 @@ from typing import Callable, List, Mapping, Optional, Tuple
 
 import torch
 
-from validators.schema import HOST, MAX_TEXT, NOT_APPLICABLE, UNKNOWN, Measurement, Progress, Record, Scalar
-from validators.workloads.exact import ExactInteger, known_answer, takes_small
+from validators.schema import HOST, Record, Scalar
+from validators.workloads.exact import ExactInteger, digest, known_answer, takes_small, wrong_at_full_size
 from validators.workloads.kinds import Kind, kinds, whole_precision
 from validators.workloads.products import Run
-from validators.workloads.sizing import largest, memory_of
+from validators.workloads.results import Results
+from validators.workloads.sizing import largest, limit_memory, memory_of
 
 CHECK = "matmul"
+OPERATION_FAILED = (RuntimeError, TypeError, NotImplementedError)
+"""What torch raises for an operation that this card or this version of torch cannot do (TypeError: other arguments)."""
 
 
-class Results:
-    """Sends what was measured, and adds up the products over the formats."""
+class Findings:
+    """What the formats gave, one after the other, and what they add up to."""
 
-    def __init__(self, subject: str, emit: Callable[[Record], None]) -> None:
-        self.subject = subject
-        self._emit = emit
+    def __init__(self, results: Results, device: torch.device) -> None:
+        self.results, self.device = results, device
         self.runs: List[Tuple[str, Run]] = []
+        self._exact = ExactInteger(device)
+        self._right: List[str] = []
+        self._faults: List[str] = []
+        self._failed: List[str] = []
 
-    def value(self, metric: str, value: Scalar, unit: str, note: str = "", **labels: str) -> None:
-        """A measurement."""
-        self._emit(Measurement(CHECK, self.subject, metric, value, unit, labels, "", note[:MAX_TEXT]))
-
-    def absent(self, kind: Kind, absence: str, note: str) -> None:
-        """A format without a rate, and why."""
-        for metric, unit in ((f"throughput_{kind.name}", kind.unit), (f"throughput_{kind.name}_spread", "ratio")):
-            self.without(metric, unit, absence, note)
-
-    def without(self, metric: str, unit: str, absence: str, note: str) -> None:
-        """A metric without a value, and why."""
-        self._emit(Measurement(CHECK, self.subject, metric, None, unit, {}, absence, note[:MAX_TEXT]))
-
-    def progress(self, message: str, fraction: float) -> None:
-        """What runs now."""
-        self._emit(Progress(CHECK, self.subject, message, fraction))
+    def exact(self, kind: Kind, n: int = 0) -> None:
+        """The exact-integer product, against the CPU's answer, or at the size of the timed products."""
+        try:
+            fault = wrong_at_full_size(kind, n, self.device) if n else self._exact.wrong(kind)
+        except OPERATION_FAILED as problem:
+            self._failed.append(f"{kind.name} products failed: {problem}")
+        else:
+            (self._faults if fault else self._right).append(fault or (f"{kind.name} ({n})" if n else kind.name))
 
     def rate(self, kind: Kind, run: Run) -> None:
         """A format's rate, its spread, and what verifying cost."""
         self.runs.append((kind.name, run))
-        name = f"throughput_cpu_{kind.name}" if self.subject == HOST else f"throughput_{kind.name}"
-        with_checks = 2 * run.n**3 * len(run.times) / run.total_s / 1e12
+        if self.device.type == "cpu" and kind.name != "fp32":
+            return  # a CPU's rate is measured in fp32 alone; its other formats are verified
+        name = f"throughput_{kind.name}" if self.device.type == "cuda" else "throughput_cpu_fp32"
         labels = {
             "n": str(run.n),
+            "terms": str(run.terms),
             "products": str(len(run.times)),
             "verified_by": run.method,
-            "rate_with_verification": f"{with_checks:.4g}",
+            "reference": kind.reference,
+            "rate_with_verification": f"{run.rate_with_verification:.4g}",
             "reference_error_of_allowed": f"{run.margin:.3g}",
+            "flips_found_above": f"{kind.flips_found_above(run.terms, run.n):.3g}",
         }
-        self.value(name, run.rate(0.5), kind.unit, **labels)
-        self.value(f"{name}_spread", (run.rate(0.9) - run.rate(0.1)) / run.rate(0.5), "ratio", n=str(run.n))
+        self.results.value(name, run.rate(0.5), **labels)
+        self.results.value(f"{name}_spread", (run.rate(0.9) - run.rate(0.1)) / run.rate(0.5), n=str(run.n))
 
-    def products(self) -> None:
-        """How many products were verified, and how many of them were wrong."""
+    def digest(self, kind: Kind) -> None:
+        """The bits of one product, to be compared with those of like GPUs."""
+        if self.device.type != "cuda":
+            return
+        labels = {"torch": str(torch.__version__), "gpu": torch.cuda.get_device_name(self.device)}
+        try:
+            bits = digest(kind, self.device)
+        except OPERATION_FAILED as problem:
+            self.results.unknown("digest", f"{kind.name} products failed: {problem}", dtype=kind.name, **labels)
+        else:
+            self.results.value("digest", bits, dtype=kind.name, **labels)
+
+    def totals(self) -> None:
+        """What holds over all formats."""
+        if self._failed and not self._faults:
+            self.results.unknown("exact_integer", "; ".join(self._failed))
+        else:
+            right = f"every bit right: {', '.join(self._right)}"
+            self.results.value("exact_integer", not self._faults, "; ".join(self._faults) or right)
+        if not self.runs:
+            return
         notes = "; ".join(f"{name}: {note}" for name, run in self.runs for note in run.notes)
         counts = ", ".join(f"{name} {run.verified}" for name, run in self.runs)
-        self.value("products_verified", sum(run.verified for _, run in self.runs), "count", counts)
-        self.value("products_wrong", sum(run.wrong for _, run in self.runs), "count", notes)
+        self.results.value("products_verified", sum(run.verified for _, run in self.runs), counts)
+        self.results.value("products_wrong", sum(run.wrong for _, run in self.runs), notes)
+        self.results.value("operand_rows_wrong", sum(run.operands_wrong for _, run in self.runs), notes)
 
 
 def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
     """Measure one device. Raises RuntimeError or MemoryError with the framework's own text where it can't.
 
     params: subject (GPU UUID, or "host" for a CPU run); seconds a format; dtypes, names with commas, empty for all;
-    size, 0 for the largest that memory and time allow.
+    size, 0 for the fastest that memory and time allow; memory_gib, to use no more than so much, 0 for all there is.
     """
     subject = str(params.get("subject", HOST))
-    seconds = float(params.get("seconds", 2.0))
+    seconds = float(params.get("seconds", SECONDS))
     names = [name.strip() for name in str(params.get("dtypes", "")).split(",") if name.strip()]
     device = open_device(subject)
     whole_precision()
-    results = Results(subject, emit)
+    limit_memory(device, float(params.get("memory_gib", 0.0)))
+    results = Results(CHECK, subject, emit)
     chosen, absent = applicable(device, names)
     for kind, why in absent:
-        results.absent(kind, NOT_APPLICABLE, why)
+        for metric in (f"throughput_{kind.name}", f"throughput_{kind.name}_spread"):
+            results.not_applicable(metric, why)
+        results.not_applicable("digest", why, dtype=kind.name)
     results.progress("load: known answer and exact integers", 0.0)
-    _exact(results, chosen, device)
+    if not chosen:  # a product that never ran is right about nothing
+        for metric in ("known_answer", "exact_integer"):
+            results.not_applicable(metric, "this card has none of the formats that were asked for")
+        return
+    _known_answer(results, chosen, device)
+    found = Findings(results, device)
+    for kind in chosen:
+        found.exact(kind)
     problem: Optional[Exception] = None
     for done, kind in enumerate(chosen):
         results.progress(f"load: {kind.name}", (done + 0.5) / (len(chosen) + 0.5))
         try:
             run = largest(kind, device, seconds, int(params.get("size", 0)), memory=memory_of(device))
-        except MemoryError as starved:
-            problem = starved
-            results.absent(kind, UNKNOWN, str(starved))
-        except OPERATION_FAILED as failed:
-            problem = problem or failed
-            results.absent(kind, UNKNOWN, f"{kind.name} products failed: {failed}")
+        except (MemoryError, *OPERATION_FAILED) as failed:
+            text = str(failed) if isinstance(failed, MemoryError) else f"{kind.name} products failed: {failed}"
+            problem = failed if isinstance(failed, MemoryError) else problem or failed
+            for metric in (f"throughput_{kind.name}", f"throughput_{kind.name}_spread"):
+                results.unknown(metric, text)
         else:
-            results.rate(kind, run)
-    if results.runs:
-        results.products()
-    if problem is not None and (isinstance(problem, MemoryError) or not results.runs):
+            found.rate(kind, run)
+            found.exact(kind, run.n)
+        found.digest(kind)
+    found.totals()
+    if problem is not None and (isinstance(problem, MemoryError) or not found.runs):
         raise problem
 
 
-OPERATION_FAILED = (RuntimeError, TypeError, NotImplementedError)
-"""What torch raises for an operation that this card or this version of torch cannot do (TypeError: other arguments)."""
+SECONDS = 0.8
+"""Timed load of each format: seven formats, cold, take no more than 15 s on a fast card (docs/matmul.md)."""
 
 
-def _exact(results: Results, chosen: List[Kind], device: torch.device) -> None:
-    if not chosen:  # a product that never ran is right about nothing
-        for metric in ("known_answer", "exact_integer"):
-            results.without(metric, "bool", NOT_APPLICABLE, "this card has none of the formats that were asked for")
-        return
+def _known_answer(results: Results, chosen: List[Kind], device: torch.device) -> None:
     if any(map(takes_small, chosen)):
         wrong = known_answer(chosen, device)
-        results.value("known_answer", not wrong, "bool", "; ".join(wrong))
+        results.value("known_answer", not wrong, "; ".join(wrong))
     else:
         names = ", ".join(kind.name for kind in chosen)
-        results.without("known_answer", "bool", NOT_APPLICABLE, f"{names} take no matrix this small")
-    exact = ExactInteger(device)
-    faults: List[str] = []
-    right: List[str] = []
-    failed: List[str] = []
-    for kind in chosen:
-        try:
-            fault = exact.wrong(kind)
-        except OPERATION_FAILED as problem:
-            failed.append(f"{kind.name} products failed: {problem}")
-        else:
-            (faults if fault else right).append(fault or kind.name)
-    if failed and not faults:
-        results.without("exact_integer", "bool", UNKNOWN, "; ".join(failed))
-    else:
-        results.value("exact_integer", not faults, "bool", "; ".join(faults) or f"every bit right: {', '.join(right)}")
+        results.not_applicable("known_answer", f"{names} take no matrix this small")
 
 
 def open_device(subject: str) -> torch.device:

@@ -1,53 +1,104 @@
-"""How large a product to measure: as large as memory and time allow, smaller where memory runs out."""
+"""How large a product to measure: the fastest of what memory and time allow, smaller where memory runs out."""
 
 from __future__ import annotations
 
 import os
-from typing import Callable, Iterator, Tuple
+from typing import Callable, Dict, Iterator, List, Tuple
 
 import torch
 
-from validators.workloads.kinds import Kind, tensor_float32
-from validators.workloads.products import Pair, Run, Stopwatch, measure
+from validators.workloads.kinds import DOUBLE, Kind, kinds, tensor_float32
+from validators.workloads.products import Pair, Run, Stopwatch, even, measure
 
 SIZES = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1024, 512)
+COMPARED = (8192, 4096)
+"""Beside the largest that time allows these are tried: on one H200 bf16 ran at 747 TFLOP/s at 4096, 690 at 8192."""
 LEAST = 2048
 """A smaller product for lack of memory would measure the launch, not the card."""
 PRODUCT_S = 0.05
 """Sizes are chosen so that one product takes no longer, seconds."""
+MOST_TERMS = 2**28
+"""Elements of an operand, n times the terms: 16384 x 16384."""
+BURST_S = 0.08
+"""Load at each of the sizes that are compared, and as long before it, to get going."""
+LARGER_WITHIN = 0.003
+"""A larger size is preferred to a faster one by no more than this share."""
 MEMORY_SHARE = 0.8
 OVERHEAD_BYTES = 2**30
+DOUBLE_S = 1.0
+"""fp32 is verified by a float64 product, which a gaming card takes 64 times as long for; seconds each."""
+
+_caps: Dict[int, int] = {}
 
 
-def sizes(kind: Kind, free_bytes: int, rate: float, wanted: int = 0) -> Iterator[int]:
+def fitting(kind: Kind, free_bytes: int) -> List[int]:
+    """Sides that this much memory allows, largest first."""
+    room = free_bytes * MEMORY_SHARE - OVERHEAD_BYTES
+    return [n for n in SIZES if kind.bytes_needed(n) <= room and n * n * kind.longer <= MOST_TERMS]
+
+
+def sizes(
+    kind: Kind, free_bytes: int, rate: float, wanted: int = 0, double_rate: float = float("inf")
+) -> Iterator[int]:
     """Sides to try, largest first: those that memory and, at `rate` operations a second, patience allow."""
-    fits = [n for n in SIZES if n * n * kind.bytes_each + OVERHEAD_BYTES <= free_bytes * MEMORY_SHARE]
+    fits = fitting(kind, free_bytes)
     if wanted:
         yield from [wanted] + [n for n in fits if n < wanted]
         return
-    patient = [n for n in fits if 2 * n**3 / rate <= PRODUCT_S]
+    patient = [n for n in fits if 2 * n**3 * kind.longer / rate <= PRODUCT_S]
+    if kind.reference == DOUBLE:
+        patient = [n for n in patient if 2 * n**3 / double_rate <= DOUBLE_S]
     yield from patient or fits[-1:]
 
 
 def probe(kind: Kind, device: torch.device) -> float:
     """Operations a second of a few products: at n = 1024, and at 4096 where that takes no longer than PRODUCT_S."""
-    rate = _rate(kind, 1024, device)
-    return _rate(kind, 4096, device) if 2 * 4096**3 / rate <= PRODUCT_S else rate
+    rate = burst(kind, 1024, device, 0.0)
+    return burst(kind, 4096, device, 0.0) if 2 * 4096**3 * kind.longer / rate <= PRODUCT_S else rate
 
 
-def _rate(kind: Kind, n: int, device: torch.device, repeats: int = 4) -> float:
+def burst(kind: Kind, n: int, device: torch.device, seconds: float) -> float:
+    """Operations a second of products back to back for about so long, after as long a run-up; four at least."""
     tensor_float32(kind.tf32)
-    pair = Pair(kind, n, device, seed=1)
-    watch = Stopwatch(device)
-    pair.multiply(1)
+    try:
+        pair = Pair(kind, n, device, seed=1)
+        pair.multiply(1)
+        once = _timed(pair, 4)
+        if seconds > 4 * once:
+            _timed(pair, even(seconds / once))
+            once = _timed(pair, even(seconds / once))
+    finally:
+        tensor_float32(False)
+    return 2 * n * n * pair.terms / once
+
+
+def _timed(pair: Pair, count: int) -> float:
+    watch = Stopwatch(pair.device)
     watch.mark()
-    for _ in range(repeats):
-        pair.multiply(0)
+    for i in range(count):
+        pair.multiply(i % 2)
     watch.mark()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    tensor_float32(False)
-    return 2 * n**3 * repeats / max(watch.between(0, 1), 1e-6)
+    if pair.device.type == "cuda":
+        torch.cuda.synchronize(pair.device)
+    return max(watch.between(0, 1), 1e-6) / count
+
+
+def fastest(kind: Kind, device: torch.device, candidates: List[int], free: int) -> List[int]:
+    """The candidates, the one with the highest rate first, then the smaller ones: where memory runs out, the next."""
+    compared = [n for n in candidates if n == candidates[0] or n in COMPARED]
+    if device.type != "cuda" or len(compared) < 2:
+        return candidates
+    best, rate = 0, 0.0
+    for n in compared:
+        try:
+            found = burst(kind, n, device, BURST_S)
+        except torch.cuda.OutOfMemoryError:
+            continue
+        if found > rate * (1 + LARGER_WITHIN):
+            best, rate = n, found
+        if kind.bytes_needed(n) > free // 8:  # leave nothing that the next size would lack
+            torch.cuda.empty_cache()
+    return [n for n in candidates if n <= best] or candidates
 
 
 def largest(
@@ -59,12 +110,14 @@ def largest(
     memory: Tuple[int, int],
     run_one: Callable[[Kind, int, torch.device, float], Run] = measure,
 ) -> Run:
-    """Measure at the largest size that runs: where memory runs out, the next smaller. Raises MemoryError."""
+    """Measure at the size that runs fastest: where memory runs out, the next smaller. Raises MemoryError."""
     free, total = memory
     least = LEAST if device.type == "cuda" else SIZES[-1]
     text = ""
-    if any(n >= least for n in sizes(kind, free, float("inf"))):
-        for n in sizes(kind, free, probe(kind, device), wanted):
+    if any(n >= least for n in fitting(kind, free)):
+        double_rate = burst(kinds()["fp64"], 1024, device, 0.0) if kind.reference == DOUBLE else float("inf")
+        candidates = list(sizes(kind, free, probe(kind, device), wanted, double_rate))
+        for n in candidates if wanted else fastest(kind, device, candidates, free):
             if text and n < least:
                 break
             try:
@@ -80,11 +133,20 @@ def largest(
     )
 
 
+def limit_memory(device: torch.device, gib: float) -> None:
+    """Use no more than so many GiB of the GPU's memory from now on, as on a smaller card; 0 or less: all of it."""
+    if device.type == "cuda" and gib > 0:
+        cap = int(min(gib * 2**30, torch.cuda.mem_get_info(device)[1]))
+        _caps[device.index or 0] = cap
+        torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.mem_get_info(device)[1], device)
+
+
 def memory_of(device: torch.device) -> Tuple[int, int]:
-    """Free and total bytes, of the GPU or of the host."""
+    """Free and total bytes, of the GPU (under the cap of `limit_memory`, where there is one) or of the host."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        return int(free), int(total)
+        free, total = (int(one) for one in torch.cuda.mem_get_info(device))
+        cap = _caps.get(device.index or 0, total)
+        return min(free, max(0, cap - torch.cuda.memory_reserved(device))), min(total, cap)
     page = os.sysconf("SC_PAGE_SIZE")
     return os.sysconf("SC_AVPHYS_PAGES") * page, os.sysconf("SC_PHYS_PAGES") * page

@@ -1,17 +1,22 @@
 """How a matrix product is verified. Three methods, each with what it can miss.
 
 1. The reference product, once for each pair of operands, by arithmetic that the product under test does not use:
-   - `elementwise` (tf32, fp16, bf16, fp8: the tensor cores): every element against a float32 product on the plain
-     arithmetic units, in which these operands are exact. An element is wrong when it is off by more than
-     `relative * |reference| + absolute`, the rounding of the output and of the accumulator. Nothing above is missed.
-   - `freivalds` (fp64, fp32, int8): for VECTORS random sign vectors r, C r against A (B r), both summed in float64
+   - `elementwise`: every element against a product of the same operands in a wider format, in which they are exact:
+     float32 on the plain units for the tensor cores' tf32, fp16, bf16, fp8; float64 for fp32. An element is wrong when
+     it is off by more than `relative * |reference| + absolute`, the rounding of the output, of the accumulator and of
+     the reference itself. Nothing above is missed.
+   - `freivalds` (fp64): for VECTORS random sign vectors r, C r against A (B r), both summed in float64
      by multiply-and-add kernels, no matrix product. A row is wrong when a component is off by more than `absolute`.
      One wrong element in a row is never missed above 2 * absolute, because |r_j| = 1. Several in one row, the
      largest above 2 * absolute, are missed by one vector with probability at most 1/2 (of the two signs of that
-     element at most one lands inside), by all with at most 2**-VECTORS = 1e-6. For int8 the sums are exact
-     integers and `absolute` is 0. R. Freivalds, "Probabilistic machines can use less running time", 1977.
+     element at most one lands inside), by all with at most 2**-VECTORS = 1e-6. R. Freivalds, "Probabilistic machines
+     can use less running time", 1977. In fp64 2 * absolute is 5e-9 at n = 8192, where elements are of the order 90.
      False alarms: rounding errors bounded by d in each element give |e r| > z * d * sqrt(n) with probability
      at most 2 exp(-z*z/2) (Hoeffding, over the signs, whatever the errors are): z = 7.5 makes it 1e-12 a row.
+   - `whole_sums` (int8, and whole numbers in every format): the same with WEIGHTS vectors of odd 64-bit weights,
+     modulo 2**64, and no tolerance. One wrong element in a row is never missed: an odd number times what is not 0
+     modulo 2**64 is not 0. Several are missed by one vector with probability at most 2**(v-63), where 2**v divides
+     all of the errors: 2**-32 where they are under 2**31, 2**-128 by all four.
 2. Every timed product, by `Projection`: its bytes, in segments, times 16 vectors of random nonzero int8 weights, in
    exact int32 arithmetic, against the same checksums of the reference product. Any one wrong byte is never missed;
    a wrong segment of any other shape, chosen before the weights, is missed with probability at most 254**-16 = 3e-39
@@ -33,6 +38,9 @@ from torch import Tensor
 
 VECTORS = 20
 """Sign vectors of Freivalds' check."""
+
+WEIGHTS = 4
+"""Vectors of odd 64-bit weights in a check of whole numbers."""
 
 COLUMNS = 16
 """Weight vectors of a projection. On an H200 8 take longer than 16."""
@@ -56,14 +64,16 @@ class Finding:
     first_row: int = -1
 
 
-def elementwise(left: Tensor, right: Tensor, product: Tensor, relative: float, absolute: float) -> Finding:
-    """Compare each element with a float32 product of the same operands, in blocks of rows."""
-    wide = right.float()
-    step = max(1, BLOCK_BYTES // (16 * wide.shape[1]))
+def elementwise(
+    left: Tensor, right: Tensor, product: Tensor, relative: float, absolute: float, *, wide: torch.dtype = torch.float32
+) -> Finding:
+    """Compare each element with a product of the same operands in a wider format, in blocks of rows."""
+    factor = right.to(wide)
+    step = max(1, BLOCK_BYTES // (16 * max(factor.shape)))
     wrong, worst, first = 0, 0.0, -1
     for row in range(0, left.shape[0], step):
-        reference = left[row : row + step].float() @ wide
-        error = (product[row : row + step].float() - reference).abs_()
+        reference = left[row : row + step].to(wide) @ factor
+        error = (product[row : row + step].to(wide) - reference).abs_()
         allowed = reference.abs_().mul_(relative).add_(absolute)
         bad = ~(error <= allowed)  # so that NaN is wrong
         found = int(bad.sum())
@@ -83,18 +93,49 @@ def freivalds(left: Tensor, right: Tensor, product: Tensor, absolute: float, see
     error = (_times(product, signs) - expected).abs_()
     bad = ~(error <= absolute).all(dim=1)
     wrong = int(bad.sum())
-    largest = float(torch.nan_to_num(error, nan=float("inf")).max())
-    worst = largest / absolute if absolute else (float("inf") if largest else 0.0)
+    worst = float(torch.nan_to_num(error, nan=float("inf")).max()) / absolute
     return Finding(wrong, worst, int(bad.to(torch.uint8).argmax()) if wrong else -1)
 
 
+def whole_sums(left: Tensor, right: Tensor, product: Tensor, seed: int) -> Finding:
+    """Compare C r with A (B r) for WEIGHTS random vectors of odd 64-bit numbers, modulo 2**64.
+
+    For matrices of whole numbers whose product is exact: each row of C must be right. What is no whole number is wrong.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (WEIGHTS, right.shape[1])
+    weights = torch.zeros(shape, dtype=torch.int64)
+    for part in range(4):
+        weights |= torch.randint(0, 65536, shape, generator=generator, dtype=torch.int64) << 16 * part
+    weights = (weights | 1).to(product.device)
+    expected = _times(left, _times(right, weights).t().contiguous())
+    bad = (_times(product, weights) != expected).any(dim=1)
+    if product.is_floating_point():
+        bad |= _not_whole(product)
+    wrong = int(bad.sum())
+    return Finding(wrong, float("inf") if wrong else 0.0, int(bad.to(torch.uint8).argmax()) if wrong else -1)
+
+
 def _times(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """The matrix times each of `vectors` (one a row), by elementwise products and sums in float64."""
+    """The matrix times each of `vectors` (one a row), by elementwise products and sums in the vectors' format."""
+    step = max(1, BLOCK_BYTES // (16 * matrix.shape[1]))
+    blocks: List[Tensor] = []
+    for row in range(0, matrix.shape[0], step):
+        block = matrix[row : row + step]
+        if vectors.dtype is torch.int64 and block.is_floating_point():
+            block = torch.nan_to_num(block.double(), 0.0, 0.0, 0.0)  # not whole: found by itself
+        block = block.to(vectors.dtype)
+        blocks.append(torch.stack([(block * vector).sum(dim=1) for vector in vectors], dim=1))
+    return torch.cat(blocks)
+
+
+def _not_whole(matrix: Tensor) -> Tensor:
+    """Rows with an element that is no whole number that an int64 and a float64 both hold."""
     step = max(1, BLOCK_BYTES // (16 * matrix.shape[1]))
     blocks: List[Tensor] = []
     for row in range(0, matrix.shape[0], step):
         block = matrix[row : row + step].double()
-        blocks.append(torch.stack([(block * vector).sum(dim=1) for vector in vectors], dim=1))
+        blocks.append(~((block.trunc() == block) & (block.abs() <= 2.0**53)).all(dim=1))
     return torch.cat(blocks)
 
 
@@ -114,9 +155,9 @@ class Projection:
         weights *= torch.randint(0, 2, weights.shape, generator=generator, dtype=torch.int8) * 2 - 1
         self._weights = weights.to(like.device).t()
 
-    def room(self, device: torch.device) -> Tensor:
-        """Where the checksums of one matrix go: `count` rows of COLUMNS."""
-        return torch.empty(self.count, COLUMNS, dtype=torch.int32, device=device)
+    def rooms(self, matrices: int, device: torch.device) -> Tensor:
+        """Where the checksums of so many matrices go: for each, `count` rows of COLUMNS."""
+        return torch.empty(matrices, self.count, COLUMNS, dtype=torch.int32, device=device)
 
     def into(self, matrix: Tensor, room: Tensor) -> None:
         """Queue the checksums of a matrix, which is contiguous."""
@@ -136,9 +177,9 @@ class WordSums:
     def __init__(self, like: Tensor) -> None:
         self.count = like.shape[0]
 
-    def room(self, device: torch.device) -> Tensor:
-        """Where the checksums of one matrix go: one for each row."""
-        return torch.empty(self.count, 1, dtype=torch.int64, device=device)
+    def rooms(self, matrices: int, device: torch.device) -> Tensor:
+        """Where the checksums of so many matrices go: for each, one for each row."""
+        return torch.empty(matrices, self.count, 1, dtype=torch.int64, device=device)
 
     def into(self, matrix: Tensor, room: Tensor) -> None:
         """Queue the checksums of a matrix."""
@@ -158,27 +199,33 @@ class Bits:
         self._sum: Projection | WordSums
         try:
             self._sum = Projection(like, seed)
-            self._sum.into(like, self._sum.room(like.device))
+            self._sum.into(like, self._sum.rooms(1, like.device)[0])
         except RuntimeError:  # a card or a torch without an int8 product
             self._sum = WordSums(like)
-        self._known: List[Tensor] = []
+        self.known: List[Tensor] = []
 
     def learn(self, product: Tensor) -> None:
         """Keep the checksums of a verified product; the first learnt is product 0."""
-        self._known.append(self.room(product.device))
-        self._sum.into(product, self._known[-1])
+        self.known.append(self.rooms(1, product.device)[0])
+        self._sum.into(product, self.known[-1])
 
-    def room(self, device: torch.device) -> Tensor:
-        """Memory for what `record` keeps of one product."""
-        return self._sum.room(device)
+    def rooms(self, products: int, device: torch.device) -> Tensor:
+        """Memory for what `record` keeps of each of so many products."""
+        return self._sum.rooms(products, device)
 
     def record(self, which: int, product: Tensor, room: Tensor) -> None:
         """Queue what is needed to judge a product later. No host sync."""
         self._sum.into(product, room)
 
+    def wrong(self, rooms: Tensor) -> List[bool]:
+        """Which of the recorded products, 0 and 1 in turn, differ from the verified ones. One host sync."""
+        known = torch.stack(self.known)
+        flags = [(rooms[which::2] != known[which]).flatten(1).any(dim=1) for which in (0, 1)]
+        return [bool(one) for one in torch.stack(flags, dim=1).flatten().tolist()]
+
     def bad_rows(self, which: int, room: Tensor) -> List[int]:
         """First rows of the segments in which a recorded product differs from the verified one."""
-        wrong = (room != self._known[which]).any(dim=1)
+        wrong = (room != self.known[which]).any(dim=1)
         return [self._sum.row(int(segment)) for segment in wrong.nonzero()[:, 0]] if bool(wrong.any()) else []
 
 
@@ -196,9 +243,13 @@ class Nearness:
         """Keep a verified product; the first learnt is product 0."""
         self._known.append(product.clone())
 
-    def room(self, device: torch.device) -> Tensor:
-        """Memory for what `record` keeps of one product."""
-        return torch.empty(self._rows, dtype=torch.bool, device=device)
+    def rooms(self, products: int, device: torch.device) -> Tensor:
+        """Memory for what `record` keeps of each of so many products."""
+        return torch.empty(products, self._rows, dtype=torch.bool, device=device)
+
+    def wrong(self, rooms: Tensor) -> List[bool]:
+        """Which of the recorded products are too far off. One host sync."""
+        return [bool(one) for one in rooms.any(dim=1).tolist()]
 
     def record(self, which: int, product: Tensor, room: Tensor) -> None:
         """Queue the comparison of a product. No host sync."""
