@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from provision.bundle import Bundle
-from provision.remote import HostRun, validate_host
+from provision.hosts import Host
+from provision.remote import HostRun, container, validate_host
 from tests.data import cifar10_folder, mnist_folder
 from tests.need import need
 from tests.wire.conftest import Box
 from tests.wire.planting import bundle_of, outcomes, plan_of, wait_until
-from tests.wire.test_cli import environment
+from tests.wire.test_cli import COMMAND, environment
 from validators.probes import datasets
 from validators.schema import Measurement
 
@@ -215,3 +218,54 @@ def test_an_operator_who_goes_in_the_middle_leaves_no_file_that_would_be_used(
         assert process.returncode == 130, output
         assert b"Traceback" not in output
     assert wait_until(lambda: not list(folder.iterdir())), list(folder.iterdir())
+
+
+def test_a_container_is_shown_what_its_host_has(
+    box: Box, bundle: Bundle, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(kept)
+    shown: dict[str, str] = {}
+
+    def start(host: Host, program: Sequence[str], data: Mapping[str, str], *, gpu: bool = True) -> list[str]:
+        shown.update(data)
+        return list(program)
+
+    monkeypatch.setattr(container, "pull", lambda *_: None)
+    monkeypatch.setattr(container, "start", start)
+    plan = replace(plan_of(["x_find"]), data=NOWHERE)
+    run = validate_host(box.host(image="image"), replace(box.job(bundle, plan), data={"mnist": ""}))
+    assert {name: Path(folder).resolve() for name, folder in shown.items()} == {"mnist": kept.resolve()}
+    assert said(run) == f"{shown['mnist']} | {shown['mnist']} on the host"
+
+
+def bringup(*words: str, cache: Path) -> subprocess.CompletedProcess[str]:
+    env = {**environment(), "XDG_CACHE_HOME": str(cache)}
+    return subprocess.run([*COMMAND, *words], env=env, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_what_is_on_this_machine_is_shown(tmp_path: Path) -> None:
+    done = bringup("data", "show", "cifar10", cache=tmp_path)
+    assert (done.returncode, done.stdout) == (
+        1,
+        "cifar10 (184 MB): not here; `bringup data fetch` downloads it\n",
+    )
+    folder = tmp_path / "gpu-bringup" / "data" / "cifar10"
+    for file in cifar10_folder().iterdir():
+        shutil.copy(file, folder)
+    assert bringup("data", "show", "cifar10", cache=tmp_path).stdout == f"cifar10 (184 MB): {folder}\n"
+    (folder / "test_batch.bin").write_bytes(b"short")
+    broken = bringup("data", "show", "cifar10", cache=tmp_path)
+    assert "test_batch.bin has 5 bytes where 30730000 are expected" in broken.stdout
+    wrong = bringup("data", "show", "cifar100", cache=tmp_path)
+    assert (wrong.returncode, wrong.stderr.splitlines()[0]) == (
+        2,
+        'error: no dataset is named "cifar100"; did you mean "cifar10"?',
+    )
+
+
+def test_the_catalogue_says_per_level_what_it_is_and_how_long_it_takes(tmp_path: Path) -> None:
+    lines = bringup("checks", cache=tmp_path).stdout.splitlines()
+    levels = [[cell.strip() for cell in line.split("│")[1:5]] for line in lines if "--level" in line]
+    assert [cells[:2] for cells in levels] == [[f"--level {level}", str(level)] for level in (1, 2, 3, 4)]
+    assert all(re.fullmatch(r"[\d.]+ (s|min|h)", cells[2]) for cells in levels)
+    assert "no load: the audit" in levels[0][3]
