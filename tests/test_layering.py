@@ -12,7 +12,7 @@ import pytest
 import validators
 
 ROOT = Path(__file__).parents[1]
-FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "jaxlib", "numpy", "cv2"}
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "mxnet", "horovod", "jaxlib", "numpy", "cv2"}
 IO_MODULES = {
     "asyncio",
     "concurrent",

@@ -13,10 +13,12 @@ import pytest
 from tests.need import need
 from tests.unit.host_tree import Measured, context
 from validators.check import Skip, load
-from validators.checks import preflight as check
 from validators.frameworks.base import LEFT, PRODUCT, RIGHT, Device, Missing, Product, serves
-from validators.probes import pci
-from validators.schema import ERROR, HOST, NOT_APPLICABLE, RAN, UNKNOWN, Outcome, Plan, Record
+from validators.frameworks.horovod import Summed
+from validators.frameworks.mxnet import ARCHITECTURES
+from validators.probes import gpu_contexts, pci
+from validators.probes.gpu_contexts import Card
+from validators.schema import ERROR, HOST, NOT_APPLICABLE, RAN, UNKNOWN, Outcome, Plan, Record, encode
 from validators.workloads import preflight as workload
 
 UUID = "GPU-bc0980de-e367-052e-70cb-c28b0154c9a8"
@@ -97,17 +99,13 @@ def test_without_a_gpu_it_is_skipped_unless_the_cpu_is_asked_for(monkeypatch: py
 
 def test_a_gpu_that_no_framework_reached_is_an_error_of_that_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(pci, "nvidia_devices", lambda files: None)
-    monkeypatch.setattr(check, "_gpus", lambda: {UUID: "9.0"})
+    monkeypatch.setattr(gpu_contexts, "cards", lambda: {UUID: Card(UUID, "9.0")})
     ctx, records = context("preflight", Plan((), 300.0, {"torch": fake(tmp_path, "raise OSError('no libcuda')")}))
 
     load("preflight").run(ctx)
 
     (outcome,) = (one for one in records if isinstance(one, Outcome))
     assert (outcome.subject, outcome.status) == (UUID, ERROR)
-
-
-def test_check_and_workload_declare_the_same_metrics():
-    assert {metric.name: metric.unit for metric in check.METRICS} == workload.UNITS
 
 
 def test_the_known_product_is_one():
@@ -150,12 +148,26 @@ class Played:
         assert isinstance(found, Product)
         return found
 
+    def train(self, device: Device | None) -> list[float]:
+        return list(self._play("train", [0.5, 0.3, 0.1]))
 
-def play(monkeypatch: pytest.MonkeyPatch, gpus: str = "", **plays: Any) -> Measured:
-    monkeypatch.setitem(workload.ADAPTERS, "torch", (__name__, "made"))  # type: ignore[arg-type]  # a plain dict in fact
+    def cudnn(self) -> str:
+        return str(self._play("cudnn", "9.10.2"))
+
+    def nccl(self) -> str:
+        return str(self._play("nccl", "2.27.5"))
+
+
+def play(
+    monkeypatch: pytest.MonkeyPatch, gpus: str = f"{UUID}=9.0", *, framework: str = "torch", mig: str = "", **plays: Any
+) -> Measured:
+    monkeypatch.setitem(workload.ADAPTERS, framework, (__name__, "made"))  # type: ignore[arg-type]  # a plain dict
     monkeypatch.setattr(sys.modules[__name__], "made", lambda: Played(**plays), raising=False)
     records: list[Record] = []
-    workload.main({"framework": "torch", "device": "gpu", "gpus": gpus}, records.append)
+    params = {"framework": framework, "device": "gpu", "gpus": gpus, "instances": mig, "mig": bool(mig)}
+    workload.main(params, records.append)
+    for record in records:
+        encode(record)
     return Measured(records)
 
 
@@ -223,6 +235,143 @@ def test_a_multiplication_that_fails_is_unknown(monkeypatch: pytest.MonkeyPatch)
     assert "CUBLAS" in found.one("known_answer").note
 
 
+EIGHT = " ".join(f"GPU-{n}{UUID[5:]}=9.0" for n in range(8))
+
+
+def test_a_gpu_that_the_framework_lacks_is_named_by_its_uuid(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,6,7")
+    seven = [Device(n, f"GPU-{n if n < 5 else n + 1}{UUID[5:]}", (9, 0)) for n in range(7)]
+
+    found = play(monkeypatch, EIGHT, devices=seven)
+
+    assert (found.value("devices_seen"), found.value("devices_missing")) == (7, 1)
+    assert found.one("devices_missing").note.startswith(f"GPU-5{UUID[5:]}; CUDA_VISIBLE_DEVICES is set to")
+
+
+def test_devices_without_uuids_are_not_called_missing(monkeypatch: pytest.MonkeyPatch):
+    assert play(monkeypatch, devices=[Device(0, "", (9, 0))]).one("devices_missing").absence == UNKNOWN
+
+
+def test_without_nvml_nothing_is_said_to_be_missing_or_complete(monkeypatch: pytest.MonkeyPatch):
+    assert play(monkeypatch, "").one("devices_missing").absence == UNKNOWN
+
+
+MIG = "MIG-11111111-2222-3333-4444-555555555555"
+
+
+@pytest.mark.parametrize("told", [MIG, MIG.replace("MIG-", "GPU-")])  # torch writes every UUID behind GPU-
+def test_a_mig_device_is_measured_as_its_card_s_and_what_is_seen_is_said(monkeypatch: pytest.MonkeyPatch, told: str):
+    both = f"{UUID}=9.0 GPU-whole=9.0"
+
+    found = play(monkeypatch, both, mig=f"{MIG}={UUID}", devices=[Device(0, told, (9, 0))])
+
+    answer = found.one("known_answer")
+    assert (answer.value, answer.subject, answer.labels["instance"]) == (True, UUID, MIG)
+    assert found.one("devices_missing").absence == NOT_APPLICABLE
+    assert f"NVML has {MIG}; seen: {MIG}" in found.one("devices_missing").note
+    (other,) = [one for one in found.all("context") if one.subject == "GPU-whole"]
+    assert other.absence == NOT_APPLICABLE
+
+
+def test_nothing_is_tried_on_a_card_that_is_newer_than_mxnet(monkeypatch: pytest.MonkeyPatch):
+    found = play(
+        monkeypatch,
+        framework="mxnet",
+        architectures=ARCHITECTURES,
+        create_context=AssertionError("must not be called"),
+        multiply=AssertionError("must not be called"),
+    )
+
+    assert found.value("arch_supported") is False
+    assert "none of sm_50, sm_60, sm_70, sm_80, sm_86 serves it" in found.one("arch_supported").note
+    assert "MXNet 1.9.1 of 2022 is its last release" in found.one("arch_supported").note
+    for metric in ("context", "known_answer", "ran_on_gpu", "loss_falls"):
+        assert found.one(metric).absence == NOT_APPLICABLE
+        assert "not tried" in found.one(metric).note
+
+
+def test_mxnet_is_tried_on_a_card_of_its_time(monkeypatch: pytest.MonkeyPatch):
+    found = play(
+        monkeypatch,
+        f"{UUID}=8.6",
+        framework="mxnet",
+        architectures=ARCHITECTURES,
+        devices=[Device(0, UUID, (8, 6))],
+        multiply=Product(PRODUCT, "gpu(0)"),
+    )
+
+    assert [found.value(one) for one in ("arch_supported", "known_answer", "ran_on_gpu")] == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("ran_on", "index", "there"),
+    [
+        ("cuda:1", 1, True),
+        ("cuda:0", 1, False),
+        ("/job:localhost/replica:0/task:0/device:GPU:1", 1, True),
+        ("/job:localhost/replica:0/task:0/device:CPU:0", 0, False),
+        ("gpu(1)", 1, True),
+        ("CudaDevice(id=1)", 1, True),
+        ("cpu(0)", 0, False),
+    ],
+)
+def test_a_framework_s_word_for_a_device_is_held_against_the_one_that_was_asked(ran_on: str, index: int, there: bool):
+    assert workload.placed(ran_on, Device(index, UUID, None)) is there
+
+
+@pytest.mark.parametrize(
+    ("train", "value", "absence"),
+    [
+        ([0.5, 0.4], True, ""),
+        ([0.5, 0.5], False, ""),
+        ([0.5, float("nan")], False, ""),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), False, ""),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB"), None, UNKNOWN),
+    ],
+)
+def test_training_is_judged_by_its_loss(monkeypatch: pytest.MonkeyPatch, train: Any, value: object, absence: str):
+    found = play(monkeypatch, train=train).one("loss_falls")
+
+    assert (found.value, found.absence) == (value, absence)
+    if isinstance(train, RuntimeError):
+        assert str(train) in found.note
+
+
+def test_libraries_are_told_or_their_absence(monkeypatch: pytest.MonkeyPatch):
+    found = play(monkeypatch, nccl=LookupError("libnccl.so is not found"))
+
+    assert found.value("cudnn_version") == "9.10.2"
+    assert (found.one("nccl_version").absence, found.one("nccl_version").note) == (UNKNOWN, "libnccl.so is not found")
+
+
+class Summing:
+    """A Horovod that has summed."""
+
+    binding = "mxnet"
+
+    def version(self) -> str:
+        return "0.28.1"
+
+    def cuda_build(self) -> str:
+        raise Missing("built without CUDA")
+
+    nccl = cuda_build
+
+    def allreduce(self, gpus: int, timeout_s: float) -> Summed:
+        return Summed(2, [[3.0], [4.0]], [3.0], "gloo, mxnet")
+
+
+def test_a_wrong_sum_over_processes_is_false(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(workload.ADAPTERS, "horovod", (__name__, "Summing"))  # type: ignore[arg-type]  # a plain dict
+    records: list[Record] = []
+
+    workload.main({"framework": "horovod", "device": "cpu"}, records.append)
+
+    answer = Measured(records).one("known_answer")
+    assert (answer.value, answer.labels["processes"]) == (False, "2")
+    assert "[[3.0], [4.0]] instead of [3.0]" in answer.note
+
+
 def test_a_build_that_says_nothing_is_absent_and_not_supported(monkeypatch: pytest.MonkeyPatch):
     found = play(monkeypatch, cuda_build=Missing("CPU-only"), architectures=Missing("no list"))
 
@@ -231,7 +380,7 @@ def test_a_build_that_says_nothing_is_absent_and_not_supported(monkeypatch: pyte
 
 
 def test_a_card_of_unknown_capability_is_not_called_supported(monkeypatch: pytest.MonkeyPatch):
-    assert play(monkeypatch, devices=[Device(0, UUID, None)]).one("arch_supported").absence == UNKNOWN
+    assert play(monkeypatch, "", devices=[Device(0, UUID, None)]).one("arch_supported").absence == UNKNOWN
 
 
 @pytest.mark.parametrize(

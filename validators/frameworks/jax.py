@@ -7,7 +7,19 @@ import os
 from typing import Any, List, Optional
 
 from validators.frameworks import cuda
-from validators.frameworks.base import LEFT, RIGHT, Device, Missing, Product
+from validators.frameworks.base import (
+    FILTERS,
+    IMAGES,
+    LEFT,
+    RATE,
+    RIGHT,
+    STEPS,
+    TARGETS,
+    WEIGHTS,
+    Device,
+    Missing,
+    Product,
+)
 
 
 class Jax:
@@ -24,13 +36,18 @@ class Jax:
 
     def cuda_build(self) -> str:
         """The CUDA version of its plugin. Raises Missing without one."""
+        number = int(self._plugin().cuda_runtime_build_version())
+        return f"{number // 1000}.{number % 1000 // 10}"
+
+    @staticmethod
+    def _plugin() -> Any:
         for name in ("jax_cuda13_plugin", "jax_cuda12_plugin"):
             try:
                 versions = importlib.import_module(f"{name}._versions")
-                number = int(versions.cuda_runtime_build_version())
-            except (ImportError, AttributeError):
+            except (ImportError, OSError):
                 continue
-            return f"{number // 1000}.{number % 1000 // 10}"
+            if hasattr(versions, "cuda_runtime_build_version"):
+                return versions
         raise Missing("no CUDA plugin of JAX is installed (jax[cuda13])")
 
     def architectures(self) -> List[str]:
@@ -40,6 +57,8 @@ class Jax:
     def devices(self) -> List[Device]:
         """The GPUs that it can use; RuntimeError with JAX's reason where there are none."""
         found = []
+        if self._jax.default_backend() == "cpu":  # says why in its log; asked for a GPU it only says that there is none
+            self._plugin()
         library, _ = cuda.initialise()
         for index, _one in enumerate(self._jax.devices("gpu")):
             uuid, capability = cuda.describe(library, index) if library else ("", None)
@@ -58,3 +77,38 @@ class Jax:
         with self._jax.default_device(place):
             product = numpy.matmul(numpy.array(LEFT), numpy.array(RIGHT), precision="highest")
         return Product([[float(one) for one in row] for row in product], str(next(iter(product.devices()))))
+
+    def train(self, device: Optional[Device]) -> List[float]:
+        """One compiled step, called STEPS times."""
+        jax, numpy = self._jax, self._jax.numpy
+        place = jax.devices("cpu")[0] if device is None else jax.devices("gpu")[device.index]
+        images, targets, *learnt = (
+            jax.device_put(numpy.array(one), place) for one in (IMAGES, TARGETS, FILTERS, WEIGHTS)
+        )
+
+        def loss_of(both: Any, images: Any, targets: Any) -> Any:
+            hidden = jax.nn.relu(jax.lax.conv(images, both[0], (1, 1), "VALID"))
+            return ((hidden.reshape(len(IMAGES), -1) @ both[1] - targets) ** 2).mean()
+
+        @jax.jit  # type: ignore[untyped-decorator,unused-ignore]  # of a framework that the tools need not have
+        def step(both: Any, images: Any, targets: Any) -> Any:
+            loss, slopes = jax.value_and_grad(loss_of)(both, images, targets)
+            return loss, [one - RATE * slope for one, slope in zip(both, slopes)]  # noqa: B905 - strict is 3.10+
+
+        losses = []
+        for _ in range(STEPS):
+            loss, learnt = step(learnt, images, targets)
+            losses.append(loss)
+        return [float(one) for one in losses]
+
+    def cudnn(self) -> str:
+        """As the plugin is told by the library. Raises Missing, LookupError."""
+        try:
+            return cuda.cudnn_version(int(self._plugin().cudnn_get_version()))
+        except (AttributeError, RuntimeError) as problem:
+            raise LookupError(str(problem)) from None
+
+    def nccl(self) -> str:
+        """Of the library that the plugin loaded. Raises Missing, LookupError."""
+        self._plugin()
+        return cuda.loaded_nccl()

@@ -6,7 +6,19 @@ import importlib
 from typing import Any, List, Optional
 
 from validators.frameworks import cuda
-from validators.frameworks.base import LEFT, RIGHT, Device, Missing, Product
+from validators.frameworks.base import (
+    FILTERS,
+    IMAGES,
+    LEFT,
+    RATE,
+    RIGHT,
+    STEPS,
+    TARGETS,
+    WEIGHTS,
+    Device,
+    Missing,
+    Product,
+)
 
 
 class Torch:
@@ -36,7 +48,8 @@ class Torch:
         return str(flags() or "").split()
 
     def devices(self) -> List[Device]:
-        """The GPUs that torch can use; RuntimeError or AssertionError with torch's reason where it can't."""
+        """The GPUs that torch can use; Missing, or RuntimeError with torch's reason where it can't."""
+        self.cuda_build()
         self._torch.cuda.init()
         library, _ = cuda.initialise()
         found = []
@@ -57,3 +70,39 @@ class Torch:
         left, right = (self._torch.tensor(one, device=where) for one in (LEFT, RIGHT))
         product = left @ right
         return Product(product.tolist(), str(product.device))
+
+    def train(self, device: Optional[Device]) -> List[float]:
+        """By autograd alone: an optimiser of torch.optim imports the compiler first, which takes seconds."""
+        torch = self._torch
+        where = "cpu" if device is None else f"cuda:{device.index}"
+        images, targets, filters, weights = (
+            torch.tensor(one, device=where) for one in (IMAGES, TARGETS, FILTERS, WEIGHTS)
+        )
+        learnt = [filters.requires_grad_(), weights.requires_grad_()]
+        losses = []
+        for _ in range(STEPS):
+            hidden = torch.relu(torch.nn.functional.conv2d(images, filters)).flatten(1)
+            loss = ((hidden @ weights - targets) ** 2).mean()
+            slopes = torch.autograd.grad(loss, learnt)
+            with torch.no_grad():
+                for one, slope in zip(learnt, slopes):  # noqa: B905 - strict is 3.10+, the host may have 3.9
+                    one.sub_(slope, alpha=RATE)
+            losses.append(loss.detach())
+        return [float(one) for one in losses]
+
+    def cudnn(self) -> str:
+        """As torch itself was told by the library. Raises Missing, LookupError."""
+        self.cuda_build()
+        number = self._torch.backends.cudnn.version()
+        if not number:
+            raise LookupError("torch finds no cuDNN")
+        return cuda.cudnn_version(int(number))
+
+    def nccl(self) -> str:
+        """As torch itself was told by the library. Raises Missing, LookupError."""
+        self.cuda_build()
+        try:
+            number = self._torch.cuda.nccl.version()
+        except (AttributeError, RuntimeError) as problem:
+            raise LookupError(f"this torch was built without NCCL: {problem}") from None
+        return ".".join(str(one) for one in number) if isinstance(number, tuple) else cuda.nccl_version(int(number))

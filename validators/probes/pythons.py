@@ -24,6 +24,9 @@ FRAMEWORKS: Mapping[str, Sequence[str]] = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tf-nightly", "tensorflow-intel"),
     "keras": ("keras", "keras-nightly"),
     "jax": ("jax",),
+    "mxnet": ("mxnet", "mxnet-cu117", "mxnet-cu112", "mxnet-cu110", "mxnet-cu102", "mxnet-cu101", "mxnet-mkl",
+              "nvidia-mxnet"),
+    "horovod": ("horovod", "nvidia-horovod"),
     "opencv": ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless",
                "opencv"),
 }  # fmt: skip
