@@ -133,7 +133,7 @@ def wrong_at_full_size(kind: Kind, n: int, device: torch.device, seed: int = 21)
     """The exact-integer product at this size: empty where every row is right, else what is wrong."""
     terms = n * kind.longer
     m, density = magnitude_and_density(kind, terms)
-    length = operands.POOL_ROWS * terms
+    length = operands.pool_length(terms)
     pool = operands.whole(length, seed, m, density).to(kind.operand)
     begin = operands.windows(n, terms, length, seed)
     left, right = (operands.Operand(pool, one, terms, device, kind.place) for one in begin)

@@ -136,7 +136,7 @@ def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
         raise problem
 
 
-SECONDS = 0.8
+SECONDS = 0.6
 """Timed load of each format: seven formats, cold, take no more than 15 s on a fast card (docs/matmul.md)."""
 
 

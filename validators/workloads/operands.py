@@ -14,13 +14,13 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-POOL_ROWS = 64
-"""Numbers in the pool, as rows of the operand."""
+POOL_ROWS, MOST = 64, 2**20
+"""Numbers in the pool: so many rows of the operand, and at most so many."""
 
 BLOCK_BYTES = 256 * 2**20
 """Temporary memory of one step."""
@@ -29,7 +29,12 @@ BITS: Dict[int, torch.dtype] = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8
 """Bytes of an element -> the integers that hold its bits."""
 
 
-@lru_cache(maxsize=4)
+def pool_length(terms: int) -> int:
+    """Numbers in the pool for operands with rows of so many terms."""
+    return min(POOL_ROWS * terms, MOST)
+
+
+@lru_cache(maxsize=8)
 def draws(length: int, seed: int) -> Tensor:
     """Whole numbers, uniform over 0..65535, int64."""
     raw = bytearray(random.Random(seed).randbytes(2 * length))  # noqa: S311 - numbers to multiply
@@ -64,11 +69,12 @@ def whole(length: int, seed: int, magnitude: int, density: float) -> Tensor:
     return (wide % (2 * magnitude + 1) - magnitude) * (drawn.roll(2) < int(density * 65536))
 
 
-def windows(rows: int, columns: int, length: int, seed: int, matrices: int = 2) -> List[List[int]]:
-    """For each of the matrices, where in the pool its rows begin: no two rows begin at the same place."""
+@lru_cache(maxsize=8)
+def windows(rows: int, columns: int, length: int, seed: int) -> List[List[int]]:
+    """For each of two matrices, where in the pool its rows begin: no two rows begin at the same place."""
     dice = random.Random(seed + 1)  # noqa: S311 - places in a pool of numbers
-    chosen = dice.sample(range(length - columns), matrices * rows)
-    return [chosen[i * rows : (i + 1) * rows] for i in range(matrices)]
+    chosen = dice.sample(range(length - columns), 2 * rows)
+    return [chosen[:rows], chosen[rows:]]
 
 
 class Operand:
@@ -84,7 +90,8 @@ class Operand:
     ) -> None:
         bits = pool.view(BITS[pool.element_size()])
         starts = torch.tensor(offsets, dtype=torch.int64)
-        self._expected = _window_sums(bits.long(), starts, columns).to(device)
+        self._made = (bits, starts)
+        self._expected: Optional[Tensor] = None
         self._bits = torch.empty(len(offsets), columns, dtype=bits.dtype, device=device)
         on_device, starts, places = bits.to(device), starts.to(device), torch.arange(columns, device=device)
         step = max(1, BLOCK_BYTES // (16 * columns))
@@ -95,6 +102,9 @@ class Operand:
     def wrong_rows(self) -> List[int]:
         """Rows that do not hold, bit for bit, what the CPU made."""
         now = self.matrix.view(self._bits.dtype)
+        if self._expected is None:
+            bits, starts = self._made
+            self._expected = _window_sums(bits.long(), starts, now.shape[1]).to(now.device)
         weights = torch.arange(1, now.shape[1] + 1, device=now.device)
         step = max(1, BLOCK_BYTES // (32 * now.shape[1]))
         found: List[int] = []

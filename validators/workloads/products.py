@@ -16,10 +16,10 @@ from typing import Any, List, Union
 import torch
 
 from validators.workloads.kinds import Kind, tensor_float32
-from validators.workloads.operands import POOL_ROWS, Operand, windows
+from validators.workloads.operands import Operand, pool_length, windows
 from validators.workloads.verify import Bits, Nearness
 
-BATCH_S = 0.25
+BATCH_S = 0.2
 """Products are queued in batches of about so many seconds, so that the device never waits for the host."""
 MAX_NOTES = 4
 """So many wrong products are described."""
@@ -94,7 +94,7 @@ class Pair:
 
     def __init__(self, kind: Kind, n: int, device: torch.device, seed: int) -> None:
         self.kind, self.n, self.device, self.terms = kind, n, device, n * kind.longer
-        pool = kind.pool(POOL_ROWS * self.terms, seed)
+        pool = kind.pool(pool_length(self.terms), seed)
         begin = windows(n, self.terms, len(pool), seed)
         self.operands = [Operand(pool, one, self.terms, device, kind.place) for one in begin]
         x, y = (operand.matrix for operand in self.operands)
