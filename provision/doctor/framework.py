@@ -102,9 +102,11 @@ def context(facts: Facts, name: str) -> Finding:
     failed = [one for one in facts.per_gpu("preflight.context", framework=name).values() if one.value is False]
     if failed:
         return broken(f"{name} gets no CUDA context on {failed[0].subject}", failed[0].note, _mend(failed[0].note))
-    if reached is not None and count < reached:
-        claim = f"{name} sees {count} of {reached:g} GPUs"
-        return broken(claim, "CUDA_VISIBLE_DEVICES may hide the others", "env | grep CUDA_VISIBLE_DEVICES")
+    in_parts = facts.is_not_applicable("preflight.devices_missing", framework=name)  # MIG: a process gets one instance
+    if reached is not None and count < reached and not in_parts:
+        missing = facts.first("preflight.devices_missing", framework=name)
+        named = missing.note if missing is not None and missing.value else "CUDA_VISIBLE_DEVICES may hide the others"
+        return broken(f"{name} sees {count} of {reached:g} GPUs", named, "env | grep CUDA_VISIBLE_DEVICES")
     good = [one for one in facts.per_gpu("preflight.context", framework=name).values() if one.value is True]
     if len(good) < count:
         return unknown(f"{len(good)} of {count} GPUs told of a context")
@@ -140,6 +142,8 @@ def _python(facts: Facts, name: str) -> str:
 def _other_build(facts: Facts, name: str, capability: str = "") -> str:
     """A command that brings a build of the framework which fits this driver and card."""
     python = _python(facts, name)
+    if name in ("mxnet", "horovod"):
+        return f"{name} is not released any more: use torch, TensorFlow or JAX on this card"
     if name != "torch":
         extra = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda12]"}.get(name, name)
         return f"{python} -m pip install --force-reinstall '{extra}'"

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from provision.doctor import walk
 from tests.need import need
+from tests.unit import test_doctor
 from tests.unit.host_tree import Measured, context
 from validators.check import Skip, load
 from validators.frameworks.base import LEFT, PRODUCT, RIGHT, Device, Missing, Product, serves
@@ -18,8 +20,9 @@ from validators.frameworks.horovod import Summed
 from validators.frameworks.mxnet import ARCHITECTURES
 from validators.probes import gpu_contexts, pci
 from validators.probes.gpu_contexts import Card
-from validators.schema import ERROR, HOST, NOT_APPLICABLE, RAN, UNKNOWN, Outcome, Plan, Record, encode
+from validators.schema import ERROR, HOST, NOT_APPLICABLE, RAN, UNKNOWN, Measurement, Outcome, Plan, Record, encode
 from validators.workloads import preflight as workload
+from validators.workloads.preflight_terms import placed
 
 UUID = "GPU-bc0980de-e367-052e-70cb-c28b0154c9a8"
 
@@ -316,7 +319,7 @@ def test_mxnet_is_tried_on_a_card_of_its_time(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_a_framework_s_word_for_a_device_is_held_against_the_one_that_was_asked(ran_on: str, index: int, there: bool):
-    assert workload.placed(ran_on, Device(index, UUID, None)) is there
+    assert placed(ran_on, Device(index, UUID, None)) is there
 
 
 @pytest.mark.parametrize(
@@ -407,3 +410,13 @@ def test_machine_code_serves_its_major_and_ptx_whatever_is_newer(
 
     assert supported is bool(by)
     assert named.startswith(by)
+
+
+def test_the_doctor_names_the_gpu_that_the_framework_lacks():
+    seen = [("system.gpu_count", 2), ("software.device_nodes", 2), ("compute_capability.gpu_count_nvml", 2)]
+    lacks = Measurement("preflight", HOST, "devices_missing", 1, "count", {"framework": "torch"}, "", "GPU-second")
+
+    chain = walk([*test_doctor.host(*seen), lacks], test_doctor.OUTCOMES)
+
+    assert test_doctor.is_first_broken(chain, "CUDA context")
+    assert "torch sees 1 of 2 GPUs (GPU-second)" in chain.sentence
