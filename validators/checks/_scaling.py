@@ -68,7 +68,8 @@ def _in_words(largest: str, cell: Cell, found: Mapping[str, float], part: float)
         )
     if largest == "communicating":
         alone = f"; alone it would take {found['all_reduce_alone']:.0%}" if "all_reduce_alone" in found else ""
-        return f"communication: {part:.0%} of the step is exchange of gradients not hidden{alone}"
+        runtime = ", and what MirroredStrategy adds to it" if cell.framework == "tensorflow" else ""
+        return f"communication: {part:.0%} of the step is exchange of gradients not hidden{alone}{runtime}"
     if cell.mode == "strong":
         return f"small batch: {cell.each()} images a GPU use it less well than {cell.batch} did"
     return f"computing: each GPU is {part:.0%} of the step slower beside the others (power, heat, host)"

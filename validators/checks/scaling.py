@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Mapping, Sequence
+from typing import Callable, Dict, List, Mapping, Sequence, Set, Tuple
 
 from validators.check import Context, Metric, Skip, check
 from validators.checks._scaling import Cell, limited_by
@@ -82,6 +82,7 @@ def scaling(ctx: Context) -> None:
             if "tensorflow" in wanted:
                 runs.tensorflow(table)
         runs.end()
+        table.fill({**runs.missing, **_left_out(wanted)})
 
 
 def _frameworks(ctx: Context) -> List[str]:
@@ -90,6 +91,12 @@ def _frameworks(ctx: Context) -> List[str]:
         if name not in ("torch", "tensorflow"):
             raise ValueError(f"no such framework: {name!r}; there are torch, tensorflow")
     return names
+
+
+def _left_out(wanted: Sequence[str]) -> Dict[str, str]:
+    text = "left out by the parameters, or not measured for want of memory: see images_per_second"
+    names = {name: f"{name} was left out by the parameter frameworks" for name in ("torch", "tensorflow")}
+    return {"": text, **{name: why for name, why in names.items() if name not in wanted}}
 
 
 def counts_of(ctx: Context, available: int) -> List[int]:
@@ -108,9 +115,10 @@ class _Table(Context):
         self._pass_on: Callable[[Record], None] = ctx.forward
         self._cells: Dict[Cell, Dict[str, float]] = {}
         self._labels: Dict[Cell, Mapping[str, str]] = {}
+        self._told: Set[Tuple[str, str, str]] = set()
 
     def _note(self, record: Record) -> None:
-        if isinstance(record, Measurement) and "mode" in record.labels:
+        if isinstance(record, Measurement) and {"mode", "gpus"} <= set(record.labels):
             cell = Cell.of(record.labels)
             if isinstance(record.value, (int, float)) and not isinstance(record.value, bool):
                 self._cells.setdefault(cell, {})[record.metric] = float(record.value)
@@ -123,6 +131,8 @@ class _Table(Context):
             if (cell.framework, cell.gpus) != (framework, count) or count == 1 or "images_per_second" not in found:
                 continue
             labels = self._labels[cell]
+            if cell.mode == "weak":
+                self._told.add((cell.framework, cell.model, str(cell.batch)))
             one = self._cells.get(cell.on(1), {})
             if "images_per_second" not in one:
                 for metric in ("speedup", "efficiency", "limited_by"):
@@ -137,6 +147,15 @@ class _Table(Context):
                 self.measure("efficiency", speedup / count, HOST, labels, why)
             self.measure("limited_by", why, HOST, labels)
 
+    def fill(self, reasons: Mapping[str, str]) -> None:
+        """The efficiencies that a full run has and this one has not, with the reason: by framework, else ""'s."""
+        for framework, models in (("torch", ("vgg19_bn", "mnist_cnn")), ("tensorflow", ("keras_cnn",))):
+            for model in models:
+                for batch in str(DEFAULTS[model]).split(","):
+                    if (framework, model, batch) not in self._told:
+                        labels = {"framework": framework, "model": model, "mode": "weak", "batch": batch}
+                        self.not_applicable("efficiency", reasons.get(framework, reasons[""]), HOST, labels)
+
 
 class _Runs:
     """The worlds of one host, smallest first, each on its own: what fails at four leaves what two gave."""
@@ -147,6 +166,8 @@ class _Runs:
         self._well = list(gpus)
         self._used: Dict[str, bool] = {}
         self._problems: List[str] = []
+        self.missing: Dict[str, str] = {}
+        """Framework -> why it was not measured."""
         self._timeout_s = float(ctx.request.params.get("world_timeout_s", WORLD_TIMEOUT_S))
 
     def torch(self, table: _Table, python: str) -> None:
@@ -172,6 +193,7 @@ class _Runs:
         if python is None:
             text = "no Python with TensorFlow on this host; bringup_tensorflow_python names one"
             self._ctx.not_applicable("images_per_second", text, HOST, {"framework": "tensorflow"})
+            self.missing["tensorflow"] = text
             return
         counts = [count for count in counts_of(self._ctx, len(self._gpus)) if count <= len(self._well)]
         uuids = [gpu.uuid for gpu in self._well[: counts[-1]]] if counts else []
@@ -275,4 +297,5 @@ def _on_the_cpu(ctx: Context) -> None:
         problems += [f"tensorflow: {problem}"] if problem else []
     if problems:
         raise RuntimeError("; ".join(problems))
+    table.fill({"": "a CPU run: the ranks share its cores"})
     gpu_load.not_on_the_cpu(ctx, but=[metric.name for metric in METRICS])
