@@ -135,7 +135,9 @@ class _Job:
 
     def pairs(self, together: bool) -> None:
         """Every pair of ranks by itself; those of one round have no rank in common and may run at once."""
-        handles = {pair: dist.new_group(list(pair)) for one in rounds(self.world.size) for pair in one}
+        patience = self.world.patience  # a new group would take torch's default, half an hour over gloo
+        every = [pair for one in rounds(self.world.size) for pair in one]
+        handles = {pair: dist.new_group(list(pair), timeout=patience) for pair in every}
         for number, one in enumerate(rounds(self.world.size)):
             for turn, some in enumerate([one] if together else [[pair] for pair in one]):
                 self.world.meet(f"round{number}.{turn}")

@@ -18,11 +18,12 @@ LEAVE_S = 10.0
 
 
 class World:
-    """One rank among `size`. `names`: the GPU (UUID) of each, or "rank0" and so on."""
+    """One rank among `size`. `names`: the GPU (UUID) of each, or "rank0" and so on. `patience`: for one operation."""
 
-    def __init__(self, store: Store, backend: str, device: torch.device, names: List[str], label: str) -> None:
-        self.store, self.backend, self.device, self.names, self.label = store, backend, device, names, label
+    def __init__(self, store: Store, device: torch.device, names: List[str], backend: str, patience: timedelta) -> None:
+        self.store, self.device, self.names, self.backend, self.patience = store, device, names, backend, patience
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.label = f"all {self.size} ranks"
 
     @property
     def name(self) -> str:
@@ -72,7 +73,7 @@ def join(params: Mapping[str, Scalar]) -> World:
     shared = PrefixStore("torch", store)
     patience = timedelta(seconds=float(params.get("hang_s", 30.0)))
     dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=patience)
-    return World(store, backend, device, names, f"all {size} ranks")
+    return World(store, device, names, backend, patience)
 
 
 def _gpu(local: int, here: int, name: str) -> torch.device:

@@ -1,0 +1,103 @@
+"""Ranks: rounds of disjoint pairs, ports, and how a job of several processes ends."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from validators import check
+from validators.probes import ranks, workload
+from validators.schema import CheckRequest, Measurement, Plan, Record
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import os, time
+from validators.schema import Measurement
+def main(params, emit):
+    rank = int(os.environ["RANK"])
+    if rank == params.get("dies"):
+        raise RuntimeError("CUDA error: the launch timed out and was terminated")
+    time.sleep(float(params.get("sleeps", 0)))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
+        emit(Measurement("links", "host", name, int(os.environ[name]), "count", {"rank": str(rank)}))
+    emit(Measurement("links", "host", "MASTER_ADDR", os.environ["MASTER_ADDR"], "text", {"rank": str(rank)}))
+    emit(Measurement("links", "host", "gpus", os.environ.get("CUDA_VISIBLE_DEVICES", ""), "text", {"rank": str(rank)}))
+"""
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "validators", root / "validators", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "validators" / "workloads" / "x_rank.py").write_text(PROGRAM)
+    monkeypatch.setattr(workload, "bundle_root", lambda: str(root))
+
+
+def run(
+    gpus: tuple[str, ...] = (), params: dict[str, int] | None = None, **more: object
+) -> dict[str, dict[str, object]]:
+    records: list[Record] = []
+    asked = CheckRequest("links", 60.0)
+    ctx = check.Context(check.load("links").info, asked, Plan((asked,), 60.0), records.append)
+    ranks.run_ranks(ctx, sys.executable, "x_rank", params or {}, gpus=gpus, timeout_s=30.0, **more)  # type: ignore[arg-type]
+    found: dict[str, dict[str, object]] = {}
+    for one in records:
+        assert isinstance(one, Measurement)
+        found.setdefault(one.labels["rank"], {})[one.metric] = one.value
+    return found
+
+
+@pytest.mark.usefixtures("planted")
+def test_each_rank_finds_what_torchrun_would_tell_it_and_sees_every_gpu() -> None:
+    found = run(("GPU-a", "GPU-b"))
+    assert sorted(found) == ["0", "1"]
+    for rank, said in found.items():
+        assert (said["RANK"], said["LOCAL_RANK"]) == (int(rank), int(rank))
+        assert (said["WORLD_SIZE"], said["LOCAL_WORLD_SIZE"], said["MASTER_ADDR"]) == (2, 2, "127.0.0.1")
+        assert said["gpus"] == "GPU-a,GPU-b"
+    assert found["0"]["MASTER_PORT"] == found["1"]["MASTER_PORT"]
+
+
+@pytest.mark.usefixtures("planted")
+def test_ranks_of_the_second_host_of_two_come_after_those_of_the_first() -> None:
+    found = run(ranks=2, first_rank=2, world=4, master="192.0.2.1", port=5)
+    assert sorted(found) == ["2", "3"]
+    assert {(said["WORLD_SIZE"], said["MASTER_ADDR"], said["MASTER_PORT"]) for said in found.values()} == {
+        (4, "192.0.2.1", 5)
+    }
+    assert {said["LOCAL_RANK"] for said in found.values()} == {0, 1}
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_rank_that_dies_is_named_with_its_gpu_and_ends_the_others() -> None:
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"rank 1 on GPU-b: .*the launch timed out"):
+        run(("GPU-a", "GPU-b"), {"dies": 1, "sleeps": 25})
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("count", range(2, 18))
+def test_rounds_have_every_pair_once_and_nobody_twice_at_a_time(count: int) -> None:
+    found = ranks.rounds(count)
+    assert sorted(pair for one in found for pair in one) == [(a, b) for a in range(count) for b in range(a + 1, count)]
+    assert len(found) == count - 1 + count % 2
+    for one in found:
+        players = [player for pair in one for player in pair]
+        assert len(players) == len(set(players))
+
+
+def test_four_gpus_take_three_rounds_of_two_pairs_and_eight_seven_of_four() -> None:
+    assert [len(one) for one in ranks.rounds(4)] == [2, 2, 2]
+    assert [len(one) for one in ranks.rounds(8)] == [4] * 7
+
+
+def test_ports_given_out_together_differ() -> None:
+    found = ranks.free_ports(50)
+    assert len(set(found)) == 50
+    assert all(1023 < port < 65536 for port in found)
+    assert ranks.free_ports(0) == []
