@@ -7,6 +7,7 @@ in validators/workloads/keras_resident.py. The network: https://www.tensorflow.o
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any, Callable, Dict, List, Tuple
@@ -124,7 +125,7 @@ def network(tf: Any, policy: str) -> Any:
 
 def rate_of(images: int) -> float:
     """Adam's rate for so many images in a step of all GPUs together."""
-    return min(HIGHEST_RATE, BASE_RATE * (images / BASE_BATCH) ** 0.5)
+    return min(HIGHEST_RATE, BASE_RATE * math.sqrt(images / BASE_BATCH))
 
 
 def fitting(tf: Any, places: List[str], images: Tuple[Images, Images], how: Settings) -> Tuple[Training, int]:

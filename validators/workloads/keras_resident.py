@@ -90,19 +90,21 @@ class Training:
         with self.strategy.scope():
             tf.keras.utils.set_random_seed(how.seed)
             self.model = build(how.policy)
-            self._place(train, test)
+            try:
+                self._place(train, test)
+            except tf.errors.ResourceExhaustedError as problem:
+                raise MemoryError(f"no room for the images: {_tell('', problem)}") from None
         self.mode, self.passed_over = self._compile()
         if any("GPU" in place for place in places) and not self.on_gpu:
             raise RuntimeError(f"TensorFlow put the weights or the images elsewhere than on {', '.join(places)}")
 
     def _place(self, train: Images, test: Images) -> None:
-        tf, np_half = self.tf, np.float16
+        tf, half = self.tf, np.float16
         shapes = [tuple(one.shape) for one in self.model.trainable_variables]
         self._shapes, self._sizes = shapes, [int(np.prod(shape)) for shape in shapes]
         flat = np.concatenate([np.asarray(one.numpy()).ravel() for one in self.model.trainable_variables])
         self._first = flat.astype(np.float32)
         order = np.zeros((self.replicas, self.steps, self.how.batch), np.int64)
-        self._train = self._test = ()
 
         def kept(value: Any) -> Any:
             return tf.Variable(value, trainable=False)
@@ -110,8 +112,8 @@ class Training:
         self._weights, self._mean, self._square = kept(self._first), kept(flat * 0.0), kept(flat * 0.0)
         self._loss = kept(np.zeros((), np.float32))
         self._order = kept(order)
-        self._train = (kept(train.images.astype(np_half)), kept(train.labels.astype(np_half)))
-        self._test = (kept(test.images.astype(np_half)), kept(test.labels.astype(np_half)))
+        self._train = (kept(train.images.astype(half)), kept(train.labels.astype(half)))
+        self._test = (kept(test.images.astype(half)), kept(test.labels.astype(half)))
 
     @property
     def parameters(self) -> int:
@@ -131,8 +133,7 @@ class Training:
                 self._chunk(0, 0, 0.0)
                 self._sync()
             except self.tf.errors.ResourceExhaustedError as problem:
-                text = str(problem).strip().splitlines()[0]
-                raise MemoryError(f"out of memory at {self.how.batch} images a step: {text}") from None
+                raise MemoryError(f"out of memory at {self.how.batch} images a step: {_tell(mode, problem)}") from None
             except Exception as problem:  # XLA fails in many ways; the last mode's failure is raised
                 if mode == modes[-1]:
                     raise RuntimeError("; ".join([*failed, _tell(mode, problem)])) from problem
@@ -146,7 +147,7 @@ class Training:
     def on_gpu(self) -> bool:
         """Whether all replicas are on GPUs, by the devices that their weights and images really lie on."""
         parts = [self.strategy.experimental_local_results(one) for one in (self._weights, self._train[0])]
-        found = [{one.device for one in part if "GPU" in one.device.upper()} for part in parts]
+        found = [{str(one.device) for one in part if "GPU" in one.device.upper()} for part in parts]
         return all(len(one) == self.replicas for one in found)
 
     def reset(self) -> None:
