@@ -195,7 +195,7 @@ def data(what: str, names: Sequence[str]) -> int:
     for name in names or known:
         found = fetch(bundle, name) if what == "fetch" else look(bundle, name)
         place = plain(found.folder or found.trouble or "not here; `bringup data fetch` downloads it")
-        out().print(f"{name} ({found.bytes / 1e6:.0f} MB): {place}", markup=False, soft_wrap=True)
+        out().print(f"{name} ({sum(found.files.values()) / 1e6:.0f} MB): {place}", markup=False, soft_wrap=True)
         complete = complete and bool(found.folder)
     return 0 if complete else 1
 

@@ -25,11 +25,11 @@ FETCH_S = 600.0
 
 @dataclass(frozen=True)
 class Offers:
-    """What this machine has: dataset -> its folder. `named`: those from the folder that the user named: they go
-    before what a host's variables name. `notes`: what a report should say.
+    """What this machine has: dataset -> the paths of its files. `named`: those from the folder that the user named:
+    they go before what a host's variables name. `notes`: what a report should say.
     """
 
-    folders: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
@@ -37,9 +37,9 @@ class Offers:
         """The plan, without the host's own folders for what the user named."""
         return replace(plan, data={name: value for name, value in plan.data.items() if name not in self.named})
 
-    def job(self, plan: Plan, catalogue: Sequence[CheckInfo]) -> dict[str, str]:
-        """Dataset -> folder on this machine or "", for what this plan's checks train on and its host has no folder."""
-        return {name: self.folders.get(name, "") for name in _trained_on(plan, catalogue) if name not in plan.data}
+    def job(self, plan: Plan, catalogue: Sequence[CheckInfo]) -> dict[str, tuple[str, ...]]:
+        """Job.data: what this plan's checks train on and its host has no folder of its own for."""
+        return {name: self.paths.get(name, ()) for name in _trained_on(plan, catalogue) if name not in plan.data}
 
 
 def datasets(catalogue: Iterable[CheckInfo]) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def offers(bundle: Bundle, plans: Iterable[Plan], catalogue: Sequence[CheckInfo]
     wanted = sorted({name for plan in plans for name in _trained_on(plan, catalogue)})
     if not wanted:
         return Offers(notes=("--data was not needed: no planned check trains on data.",) if folder else ())
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     named: set[str] = set()
     notes: list[str] = []
     for name in wanted:
@@ -66,12 +66,12 @@ def offers(bundle: Bundle, plans: Iterable[Plan], catalogue: Sequence[CheckInfo]
             if answer.trouble:
                 raise UsageError(f"--data {folder}: {answer.trouble}")
             if answer.folder:
-                found[name] = answer.folder
+                found[name] = answer.paths
                 named.add(name)
                 continue
         answer = look(bundle, name)
         if answer.folder:
-            found[name] = answer.folder
+            found[name] = answer.paths
         if answer.trouble:
             notes.append(f"{name} on this machine was not used: {answer.trouble}.")
     if folder is not None and not named:
@@ -93,7 +93,13 @@ class Answer:
 
     folder: str
     trouble: str
-    bytes: int
+    files: Mapping[str, int] = field(default_factory=dict)
+    """The dataset's files -> their sizes in bytes."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where its files are."""
+        return tuple(str(Path(self.folder) / name) for name in self.files)
 
 
 def look(bundle: Bundle, name: str, folder: Path | None = None) -> Answer:
@@ -120,10 +126,10 @@ def _ask(bundle: Bundle, timeout_s: float, *words: str, loud: bool = False) -> A
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Answer("", f"no answer within {timeout_s:g} s", 0)
+            return Answer("", f"no answer within {timeout_s:g} s")
     try:
         body = json.loads(done.stdout)
-        return Answer(str(body["folder"]), str(body["trouble"]), int(body["bytes"]))
+        return Answer(str(body["folder"]), str(body["trouble"]), dict(body["files"]))
     except (ValueError, KeyError, TypeError):
         last = (done.stderr or b"").decode("utf-8", "replace").strip().splitlines()[-1:]
         raise BringupError(f"the bundle does not look at datasets: {' '.join(last)[:300]}", "reinstall it") from None

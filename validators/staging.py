@@ -122,11 +122,11 @@ class _Stream:
 def look(words: List[str]) -> int:
     """`dataset look NAME [FOLDER]`, `dataset fetch NAME [ADDRESS]`: on the operator's machine, through the bundle.
 
-    Prints a JSON object: `folder` of the whole dataset or "", `trouble` in words, `bytes` of all files.
+    Prints a JSON object: `folder` of the whole dataset or "", `trouble` in words, `files` with their sizes.
     """
     what, name, *more = words
-    size = sum(file.size for file in datasets.KNOWN[name].files)
-    answer: Dict[str, Any] = {"folder": "", "trouble": "", "bytes": size}
+    files = {file.name: file.size for file in datasets.KNOWN[name].files}
+    answer: Dict[str, Any] = {"folder": "", "trouble": "", "files": files}
     try:
         answer["folder"] = _fetch(name, *more) if what == "fetch" else _look(name, *more)
     except (OSError, ValueError, datasets.DamagedData) as problem:

@@ -83,8 +83,8 @@ class Job:
     host_keys: Literal["strict", "accept-new"] = "strict"
     known_hosts: Path | None = None
     connect_timeout_s: float = 15.0
-    data: Mapping[str, str] = field(default_factory=dict)
-    """Datasets that the plan's checks train on -> their folder on this machine, "" where there is none to send."""
+    data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Datasets that the plan's checks train on -> the paths of their files on this machine, if there are any."""
 
 
 def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | None = None) -> HostRun:

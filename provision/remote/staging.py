@@ -29,7 +29,8 @@ IDLE_S = 60.0
 _PIECE = 256 * 1024
 _WORTH_IT = 0.7
 """A file is packed for the way where its first MiB shrinks below this: MNIST does, CIFAR-10 does not."""
-_MAX_ANSWER = 64 * 1024
+_MAX_SAID = 1 << 20
+"""Bytes that the host may answer in all."""
 
 
 @dataclass
@@ -44,13 +45,13 @@ def stage(
     host: Host,
     transport: Transport,
     bundle: Bundle,
-    wanted: Mapping[str, str],
+    wanted: Mapping[str, tuple[str, ...]],
     *,
     tell: Callable[[str], None],
     stopped: Callable[[], bool],
 ) -> Staged:
-    """Bring the datasets to the host's cache where they are not there. `wanted`: name -> a folder on this machine, or
-    "" where there is none to give. `stopped` is asked between pieces: the user's Ctrl-C.
+    """Bring the datasets to the host's cache where they are not there. `wanted`: name -> the paths of its files on
+    this machine, none where it has none to give. `stopped` is asked between pieces: the user's Ctrl-C.
 
     What the host cannot keep is in the notes. Raises HostError where the host does not answer.
     """
@@ -73,13 +74,14 @@ class _Talk:
     _host: Host
     _process: Process
     _bundle: Bundle
-    _wanted: Mapping[str, str]
+    _wanted: Mapping[str, tuple[str, ...]]
     _tell: Callable[[str], None]
     _stopped: Callable[[], bool]
     _buffer: bytes = b""
     _tail: bytes = b""
+    _said: int = 0
     _done: bool = False
-    _sent: dict[str, int] = field(default_factory=dict)
+    _brought: set[str] = field(default_factory=set)
     staged: Staged = field(default_factory=Staged)
 
     def all(self, greeting: Greeting) -> None:
@@ -105,13 +107,14 @@ class _Talk:
             self._send(self._bundle.data)
         if status not in ("cached", "stored"):
             return False
-        offered = [name for name, folder in self._wanted.items() if folder]
+        offered = [name for name, paths in self._wanted.items() if paths]
         self._send(json.dumps({"names": list(self._wanted), "offered": offered}).encode() + b"\n")
         return True
 
     def _take(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        if len(self._buffer) > _MAX_ANSWER:
+        self._said += len(data)
+        if self._said > _MAX_SAID:
             raise self._strange()
         for line in lines:
             try:
@@ -131,14 +134,14 @@ class _Talk:
             self.staged.notes.append(f"{name} was not brought to the host: {trouble}")
         if folder.startswith("/"):
             self.staged.folders[name] = folder
-            if name in self._sent:
-                self.staged.notes.append(f"{name} was sent to the host's cache ({self._sent[name] / 1e6:.0f} MB)")
+        wants = _names(answer.get("wants"))
         if damaged := _names(answer.get("damaged")):
-            self.staged.notes.append(f"{name} in the host's cache was not whole: {', '.join(damaged)}")
-        source, wants = self._wanted[name], _names(answer.get("wants"))
-        paths = [Path(source) / file for file in wants if Path(file).name == file]
-        if source and paths:
-            self._bring(name, paths)
+            again = "; it is sent again" if wants else ""
+            self.staged.notes.append(f"{name} in the host's cache was not whole: {', '.join(damaged)}{again}")
+        if wants and name not in self._brought:  # once, and no file but those of the dataset, whatever it asks for
+            self._brought.add(name)
+            mine = {Path(path).name: Path(path) for path in self._wanted[name]}
+            self._bring(name, [mine[file] for file in wants if file in mine])
 
     def _bring(self, name: str, paths: list[Path]) -> None:
         """Send the files, in the order in which the host asked for them."""
@@ -157,7 +160,6 @@ class _Talk:
             if self._stopped():
                 raise
             return  # the host has ended it: its last answer says why
-        self._sent[name] = total
 
     def _send(self, data: bytes) -> None:
         with contextlib.suppress(ConnectionLost):  # how it ended is told better by its stream

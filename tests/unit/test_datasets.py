@@ -237,21 +237,28 @@ def offered(folder: Path | None, *names: str) -> Offers:
     return offers(build_bundle(), [Plan((CheckRequest("cifar", 60.0),), 60.0)], catalogue, folder)
 
 
+def folders(made: Offers) -> dict[str, Path]:
+    """Dataset -> the one folder of its offered files, all of them."""
+    for name, paths in made.paths.items():
+        assert {Path(path).name for path in paths} == {file.name for file in datasets.KNOWN[name].files}
+    return {name: folder for name, paths in made.paths.items() for folder in {Path(path).parent for path in paths}}
+
+
 def test_the_operators_folder_may_hold_archives_and_what_is_loose_goes_before_them(tmp_path: Path, cache: Path) -> None:
     archives = tmp_path / "archives"
     archives.mkdir()
     for name, data in packed().items():
         (archives / name).write_bytes(data)
     made = offered(archives, "cifar10", "mnist")
-    assert made == Offers({"mnist": str(cache / "mnist")}, frozenset({"mnist"}))
-    assert offered(mnist_folder(), "mnist").folders == {"mnist": str(mnist_folder())}
-    assert offered(None, "mnist").folders == {"mnist": str(cache / "mnist")}
+    assert (folders(made), made.named, made.notes) == ({"mnist": cache / "mnist"}, frozenset({"mnist"}), ())
+    assert folders(offered(mnist_folder(), "mnist")) == {"mnist": mnist_folder()}
+    assert folders(offered(None, "mnist")) == {"mnist": cache / "mnist"}
 
 
 def test_the_official_archive_of_cifar10_is_unpacked(tmp_path: Path, cache: Path) -> None:
     with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz", compresslevel=0) as archive:
         archive.add(cifar10_folder(), "cifar-10-batches-bin")
-    assert offered(tmp_path, "cifar10").folders == {"cifar10": str(cache / "cifar10")}
+    assert folders(offered(tmp_path, "cifar10")) == {"cifar10": cache / "cifar10"}
     assert datasets.damage(str(cache / "cifar10"), "cifar10") == ()
 
 
@@ -269,10 +276,10 @@ def test_a_broken_folder_of_the_operators_is_an_error_before_any_host(copy: Path
 def test_a_named_folder_goes_before_what_a_hosts_variable_names() -> None:
     catalogue = [CHECK]
     plan = Plan((CheckRequest("cifar", 60.0),), 60.0, data={"mnist": "/srv/mnist", "mnist_url": "http://m"})
-    kept = Offers({"mnist": "/here"})
-    assert kept.job(kept.plan(plan), catalogue) == {"cifar10": ""}
-    named = Offers({"mnist": "/here"}, frozenset({"mnist"}))
-    assert named.job(named.plan(plan), catalogue) == {"cifar10": "", "mnist": "/here"}
+    kept = Offers({"mnist": ("/here/a",)})
+    assert kept.job(kept.plan(plan), catalogue) == {"cifar10": ()}
+    named = Offers({"mnist": ("/here/a",)}, frozenset({"mnist"}))
+    assert named.job(named.plan(plan), catalogue) == {"cifar10": (), "mnist": ("/here/a",)}
     assert named.plan(plan).data == {"mnist_url": "http://m"}
 
 

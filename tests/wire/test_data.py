@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from provision.bundle import Bundle
+from provision.bundle import Bundle, build_bundle
 from provision.hosts import Host
 from provision.remote import HostRun, container, validate_host
+from provision.remote.staging import stage
+from provision.transport.base import Transport
 from tests.data import cifar10_folder, mnist_folder
 from tests.need import need
 from tests.wire.conftest import Box
@@ -44,9 +48,11 @@ def bundle() -> Bundle:
     return bundle_of({"x_find": FIND})
 
 
-def measured(box: Box, bundle: Bundle, source: str) -> HostRun:
+def measured(box: Box, bundle: Bundle, source: Path | None) -> HostRun:
+    """A run of a check that looks for MNIST; `source`: where this machine has it."""
+    paths = tuple(str(source / file.name) for file in datasets.KNOWN["mnist"].files) if source else ()
     plan = replace(plan_of(["x_find"]), data=NOWHERE)
-    run = validate_host(box.host(), replace(box.job(bundle, plan), data={"mnist": source}))
+    run = validate_host(box.host(), replace(box.job(bundle, plan), data={"mnist": paths}))
     assert run.failure is None
     assert outcomes(run.records)["x_find"].status == "ran", outcomes(run.records)["x_find"].detail
     return run
@@ -72,13 +78,13 @@ def fill(kept: Path) -> None:
 
 
 def test_it_is_sent_once_and_not_twice(box: Box, bundle: Bundle, kept: Path) -> None:
-    run = measured(box, bundle, str(mnist_folder()))
+    run = measured(box, bundle, mnist_folder())
     assert said(run).endswith("| the host's cache")
-    assert run.notes == ("mnist was sent to the host's cache (55 MB)",)
+    assert run.notes == ()
     assert datasets.damage(str(kept), "mnist") == ()
     assert {file.stat().st_mode & 0o777 for file in kept.iterdir()} == {0o600}
     before = {file.name: file.stat().st_mtime_ns for file in kept.iterdir()}
-    again = measured(box, bundle, str(mnist_folder()))
+    again = measured(box, bundle, mnist_folder())
     assert said(again).endswith("| the host's cache")
     assert not again.notes
     assert {file.name: file.stat().st_mtime_ns for file in kept.iterdir()} == before
@@ -95,11 +101,11 @@ def test_a_cache_that_is_half_copied_or_has_a_flipped_byte_gets_what_it_lacks(
     (kept / f"{IMAGES}.99.part").write_bytes(b"an upload that broke off long ago")
     os.utime(kept / f"{IMAGES}.99.part", (0, 0))
     untouched = (kept / "t10k-images-idx3-ubyte").stat().st_mtime_ns
-    refused = measured(box, bundle, "")
+    refused = measured(box, bundle, None)
     assert "is damaged" in said(refused) and LABELS in said(refused) and "--data DIR" in said(refused)
-    run = measured(box, bundle, str(mnist_folder()))
+    run = measured(box, bundle, mnist_folder())
     assert said(run).endswith("| the host's cache")
-    assert run.notes[0] == f"mnist in the host's cache was not whole: {IMAGES}, {LABELS}"
+    assert run.notes == (f"mnist in the host's cache was not whole: {IMAGES}, {LABELS}; it is sent again",)
     assert (kept / "t10k-images-idx3-ubyte").stat().st_mtime_ns == untouched
     assert not list(kept.glob("*.part"))
 
@@ -113,7 +119,7 @@ def test_links_that_somebody_left_in_the_cache_are_replaced_and_not_followed(
     for folder in (box.cache, kept.parent, kept):
         folder.chmod(0o700)
     (kept / LABELS).symlink_to(mine)
-    assert said(measured(box, bundle, str(mnist_folder()))).endswith("| the host's cache")
+    assert said(measured(box, bundle, mnist_folder())).endswith("| the host's cache")
     assert mine.read_text() == "precious"
     assert not (kept / LABELS).is_symlink()
 
@@ -134,7 +140,7 @@ def test_a_cache_that_is_not_ours_alone_is_not_used_and_the_report_says_so(
         kept.chmod(0o777)
     else:
         kept.write_text("")
-    run = measured(box, bundle, str(mnist_folder()))
+    run = measured(box, bundle, mnist_folder())
     assert run.notes[0].startswith("mnist was not brought to the host: the cache cannot be used (")
     assert "no mnist on this host" in said(run)
     assert not list(elsewhere.iterdir())
@@ -149,7 +155,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on(box: Box, bundle: Bundle, kept:
     try:
         for folder in (box.cache, kept.parent):
             folder.chmod(0o700)
-        run = measured(box, bundle, str(mnist_folder()))
+        run = measured(box, bundle, mnist_folder())
         assert run.notes == (
             f"mnist was not brought to the host: {IMAGES} was not kept ([Errno 28] No space left on device)",
         )
@@ -166,13 +172,13 @@ def test_a_file_that_changed_on_this_machine_meanwhile_is_not_kept(
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / IMAGES).unlink()
     (tmp_path / IMAGES).write_bytes(bytes(47040016))
-    run = measured(box, bundle, str(tmp_path))
+    run = measured(box, bundle, tmp_path)
     assert run.notes[0].startswith(f"mnist was not brought to the host: {IMAGES} was not kept ({IMAGES}: MD5 ")
     assert not (kept / IMAGES).exists()
 
 
 def test_without_a_dataset_here_nothing_is_asked_or_sent(box: Box, bundle: Bundle, kept: Path) -> None:
-    run = measured(box, bundle, "")
+    run = measured(box, bundle, None)
     assert "data" not in run.timings
     assert "no mnist on this host" in said(run)
 
@@ -233,7 +239,7 @@ def test_a_container_is_shown_what_its_host_has(
     monkeypatch.setattr(container, "pull", lambda *_: None)
     monkeypatch.setattr(container, "start", start)
     plan = replace(plan_of(["x_find"]), data=NOWHERE)
-    run = validate_host(box.host(image="image"), replace(box.job(bundle, plan), data={"mnist": ""}))
+    run = validate_host(box.host(image="image"), replace(box.job(bundle, plan), data={"mnist": ()}))
     assert {name: Path(folder).resolve() for name, folder in shown.items()} == {"mnist": kept.resolve()}
     assert said(run) == f"{shown['mnist']} | {shown['mnist']} on the host"
 
@@ -269,3 +275,45 @@ def test_the_catalogue_says_per_level_what_it_is_and_how_long_it_takes(tmp_path:
     assert [cells[:2] for cells in levels] == [[f"--level {level}", str(level)] for level in (1, 2, 3, 4)]
     assert all(re.fullmatch(r"[\d.]+ (s|min|h)", cells[2]) for cells in levels)
     assert "no load: the audit" in levels[0][3]
+
+
+def test_a_hostile_host_gets_no_other_file_of_the_users_and_none_twice(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / LABELS).write_text("labels")
+    sent: list[bytes] = []
+
+    class Hostile:
+        """A host that asks for what it should not have, again and again."""
+
+        returncode = 0
+
+        def send(self, data: bytes) -> None:
+            sent.append(data)
+
+        def chunks(self, **_: float) -> Iterator[tuple[str, bytes]]:
+            yield "stdout", f'\n{mark()}{{"status":"cached","text":"","python":"3.9.1"}}\n'.encode()
+            wants = ["secret", "../secret", str(tmp_path / "secret"), LABELS]
+            asked = json.dumps({"name": "mnist", "folder": "", "wants": wants, "trouble": "", "damaged": []}) + "\n"
+            yield "stdout", asked.encode()
+            yield "stdout", asked.encode()
+            yield "stdout", b'{"done": true}\n'
+
+        def close(self) -> None:
+            pass
+
+    class Way:
+        def start(self, argv: Sequence[str]) -> Hostile:
+            self.argv = argv
+            return Hostile()
+
+    way = Way()
+
+    def mark() -> str:
+        return next(word for word in way.argv if word.startswith("<bringup "))
+
+    stage(
+        Host("box"), cast(Transport, way), build_bundle(), {"mnist": (str(tmp_path / LABELS),)},
+        tell=lambda _: None, stopped=lambda: False,
+    )  # fmt: skip
+    assert b"secret" not in b"".join(sent)
+    assert b"".join(sent).count(b"labels") == 1
