@@ -196,8 +196,10 @@ class _Jobs:
         for framework, python in self.pythons.items():
             params = self.params(framework, HOST, 0)
             workload.run_workload(self.ctx, python, WORKLOADS[framework], params, gpus=None, timeout_s=self.timeout_s)
+            for metric in BESIDE:
+                self.ctx.not_applicable(metric.name, "a CPU run: no GPU was measured", labels={"framework": framework})
         self._without(HOST)
-        gpu_load.not_on_the_cpu(self.ctx, but=[metric.name for metric in (*TRAINING, *CPU)])
+        gpu_load.not_on_the_cpu(self.ctx, but=[metric.name for metric in (*TRAINING, *CPU, *BESIDE)])
         if self.missing:
             raise RuntimeError("; ".join(self.missing))
 

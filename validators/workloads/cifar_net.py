@@ -63,7 +63,7 @@ class Network:
             (self._bias, bias),
             (self._head, head.view(CLASSES, last)),
         ]
-        self.whitening = torch.empty(WHITENED, 2, 2, 3, device=self.device, dtype=self.dtype).permute(0, 3, 1, 2)
+        self.whitening = torch.zeros(WHITENED, 2, 2, 3, device=self.device, dtype=self.dtype).permute(0, 3, 1, 2)
         self._ones = [torch.ones(out, device=self.device) for out in outs]
         self._means = cut(self.statistics[: sum(outs)], outs)
         self._variances = cut(self.statistics[sum(outs) :], outs)

@@ -179,6 +179,7 @@ def _cpu_speed(terms: Terms, emit: Callable[[Record], None]) -> None:
     trainer = Trainer(replace(MUON, batch=batch), torch.device("cpu"))
     loader = Loader(synthetic(10 * batch, trainer.device), batch)
     found = cifar_terms.results(terms, "torch", batch, emit)
+    trainer.network.whiten(loader.sample)
     found.progress("load: the CPU", 0.0)
     windows(trainer, loader, 1, 1)
     speeds: List[float] = []

@@ -1,0 +1,426 @@
+"""The check `cifar` and its torch program: what is sent, for which framework and GPU, and what is judged."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from provision.criteria import load as load_criteria
+from provision.hosts import Host
+from provision.remote import HostRun
+from provision.report.model import Verdict
+from provision.verdict import judge
+from tests.data import cifar10_folder
+from tests.doubles import h200
+from validators import check
+from validators.probes import datasets, nvml, pci, pythons, ranks, workload
+from validators.schema import (
+    ERROR,
+    HOST,
+    NOT_APPLICABLE,
+    RAN,
+    UNKNOWN,
+    Bye,
+    CheckRequest,
+    Hello,
+    Measurement,
+    Outcome,
+    Plan,
+    Progress,
+    Record,
+    Sample,
+    Scalar,
+    encode,
+)
+from validators.workloads import cifar_terms, cifar_torch
+from validators.workloads.cifar_data import read, synthetic
+from validators.workloads.cifar_optimizer import MUON
+
+INFO = check.load("cifar").info
+CPU = torch.device("cpu")
+SMALL = replace(MUON, widths=(16, 32, 32), batch=100, epochs=2.0)
+BUSY = {"nvmlDeviceGetUtilizationRates(*)": {"result": {"struct": {"gpu": 97, "memory": 50}}}}
+
+
+def plan(device: str = "gpu", data: Mapping[str, str] | None = None, torch_only: bool = True, **params: Scalar) -> Plan:
+    if torch_only:
+        params["frameworks"] = "torch"
+    requests = (CheckRequest("compute_capability", 30.0), CheckRequest("cifar", 600.0, params))
+    return Plan(requests, 660.0, {"torch": sys.executable}, device, data=data or {})
+
+
+def run(asked: Plan) -> list[Record]:
+    records: list[Record] = []
+    context = check.Context(INFO, asked.checks[1], asked, records.append)
+    with context.subject(HOST):
+        check.load("cifar").run(context)
+    for record in records:
+        encode(record)
+    return records
+
+
+def judged(records: list[Record], asked: Plan) -> list[Verdict]:
+    hello = Hello(1, "x", "3.12", "gpu1", "boot", 0.0)
+    catalogue = tuple(check.load(name).info for name in ("compute_capability", "cifar"))
+    report = judge(
+        [HostRun("gpu1", "gpu1", (hello, *records, Bye(len(records) + 1)))],
+        hosts=[Host("gpu1", "gpu1")],
+        catalogue=catalogue,
+        criteria=load_criteria((), tuple(check.catalogue())),
+        plans={"gpu1": asked},
+        run_id="r",
+        created="",
+        judged="",
+        version="0",
+    )
+    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "cifar"]
+
+
+def outcomes(records: list[Record]) -> dict[str, Outcome]:
+    return {one.subject: one for one in records if isinstance(one, Outcome)}
+
+
+def measured(records: list[Record], subject: str, framework: str = "torch", gpus: str = "") -> dict[str, Measurement]:
+    return {
+        one.metric: one
+        for one in records
+        if isinstance(one, Measurement)
+        and one.subject == subject
+        and one.labels.get("framework", framework) == framework
+        and (not gpus or one.labels.get("gpus") == gpus)
+    }
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow network on few real images."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(cifar_torch, "MUON", SMALL)
+
+    def few(terms: cifar_terms.Terms, device: torch.device) -> Any:
+        if not terms.data:
+            return synthetic(1000, device), None
+        return tuple(one.head(1000) for one in read(terms.data, device))
+
+    monkeypatch.setattr(cifar_torch, "_images", few)
+
+
+def program(**params: Scalar) -> list[Record]:
+    records: list[Record] = []
+    cifar_torch.main({"subject": HOST, "gpus": 0, "seconds": 0.1, **params}, records.append)
+    for record in records:
+        encode(record)
+    return records
+
+
+@pytest.mark.usefixtures("small")
+def test_the_program_trains_on_real_images_where_epochs_are_asked_for() -> None:
+    records = program(data=str(cifar10_folder()), epochs=2, target=0.05)
+    found = measured(records, HOST)
+    assert 0.1 < float(str(found["accuracy"].value)) <= 1
+    assert isinstance(found["accuracy_rises"].value, bool)
+    assert found["accuracy_rises"].note.count("0.") == 2
+    assert (found["epochs"].value, found["steps"].value) == (2, 20)
+    assert 0 < float(str(found["training_time"].value)) < float(str(found["time_to_accuracy"].value))
+    assert "s training" in found["time_to_accuracy"].note
+    shares = [float(str(found[f"time_in_{part}"].value)) for part in ("loader", "copy", "compute")]
+    assert sum(shares) == pytest.approx(1.0)
+    assert shares[2] > 0.5
+    assert float(str(found["cpu_images_per_second"].value)) > 0
+    assert found["images_per_second"].absence == NOT_APPLICABLE
+    assert all(one.labels == {"framework": "torch", "gpus": "0", "batch": "100"} for one in found.values())
+    assert isinstance(records[0], Progress)  # the load begins before anything is measured
+
+
+@pytest.mark.usefixtures("small")
+def test_an_accuracy_under_the_target_has_no_time_to_it() -> None:
+    found = measured(program(data=str(cifar10_folder()), epochs=1, target=0.99), HOST)
+    assert found["accuracy"].value is not None
+    assert found["time_to_accuracy"].absence == NOT_APPLICABLE
+    assert "is under the target, 0.990" in found["time_to_accuracy"].note
+    assert found["accuracy_rises"].absence == NOT_APPLICABLE
+
+
+@pytest.mark.usefixtures("small")
+def test_without_real_images_speed_is_measured_and_accuracy_is_not() -> None:
+    found = measured(program(epochs=1, no_data="no cifar10 on this host: no network"), HOST)
+    assert float(str(found["cpu_images_per_second"].value)) > 0
+    for metric in ("accuracy", "accuracy_rises", "time_to_accuracy"):
+        assert (found[metric].absence, found[metric].note) == (NOT_APPLICABLE, "no cifar10 on this host: no network")
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("params", [{"epochs": -1}, {"target": 1.5}, {"batch": -8}])
+def test_parameters_that_make_no_sense_are_refused(params: dict[str, Scalar]) -> None:
+    with pytest.raises(ValueError, match="not negative"):
+        program(**params)
+
+
+RANK = """
+import sys
+from dataclasses import replace
+import torch
+torch.set_num_threads(1)
+from validators.schema import Measurement
+from validators.workloads import cifar_torch
+from validators.workloads.cifar_data import read
+cifar_torch.MUON = replace(cifar_torch.MUON, widths=(8, 16, 16), batch=100)
+cifar_torch._images = lambda terms, device: tuple(one.head(1000) for one in read(terms.data, device))
+kept = []
+real = cifar_torch.train
+def train(trainer, *args, **more):
+    kept.append(trainer)
+    return real(trainer, *args, **more)
+cifar_torch.train = train
+params = {"subject": "host", "gpus": 0, "epochs": 2, "seconds": 0.1, "data": sys.argv[1], "target": 0.01}
+cifar_torch.main(params, lambda record: isinstance(record, Measurement) and print(record.metric, record.value))
+print("weights", float(kept[0].network.filters.double().sum()), float(kept[0].network.statistics.double().sum()))
+print("part", kept[0].batch)
+"""
+
+
+def test_two_processes_train_one_network_and_the_first_reports() -> None:
+    port = ranks.free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(cifar10_folder())],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in (0, 1)
+    ]
+    ended = [one.communicate(timeout=240) for one in processes]
+    assert [one.returncode for one in processes] == [0, 0], [errors[-1500:] for _, errors in ended]
+    (first, second) = (dict(line.split(" ", 1) for line in out.splitlines()) for out, _ in ended)
+    assert first["weights"].split()[0] == second["weights"].split()[0]
+    assert first["part"] == second["part"] == "50"
+    assert float(first["accuracy"]) > 0.1
+    assert set(second) == {"weights", "part"}
+
+
+def test_the_check_measures_the_cpu_through_the_host_s_torch() -> None:
+    asked = plan("cpu", batch=4, seconds=0.1)
+    records = run(asked)
+    assert outcomes(records)[HOST].status == RAN, outcomes(records)[HOST].detail
+    found = measured(records, HOST)
+    assert float(str(found["cpu_images_per_second"].value)) > 0
+    assert "cifar.epochs=N" in found["accuracy"].note
+    absent = measured(records, HOST, "tensorflow")
+    assert absent["accuracy"].note == "left out by the parameter frameworks"
+    verdicts = {one.metric: one.status for one in judged(records, asked)}
+    assert verdicts.pop("cpu_images_per_second") == "PASS"
+    assert set(verdicts.values()) == {"SKIP"}
+
+
+@pytest.fixture
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], None]:
+    """A host with the four recorded H200s, no dataset, and torch alone."""
+
+    def lay(faults: Mapping[str, Any]) -> None:
+        monkeypatch.setitem(sys.modules, "pynvml", h200(4, {**BUSY, **dict(faults)}))
+
+    def none(_ctx: object, _name: str) -> None:
+        raise datasets.NoData("no cifar10 on this host")
+
+    monkeypatch.setattr(pci, "nvidia_devices", lambda _files: None)
+    monkeypatch.setattr(datasets, "find", none)
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, name: sys.executable if name == "torch" else None)
+    monkeypatch.setattr(pythons, "explain", lambda _plan, name: f"no Python with {name} on this host")
+    lay({})
+    return lay
+
+
+def uuids() -> list[str]:
+    with nvml.session() as session:
+        return [gpu.uuid for gpu in session.gpus()[0]]
+
+
+class Stand:
+    """In place of the programs: notes what they are asked, sends a speed, fails where it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bad: str = "") -> None:
+        self.alone: list[tuple[str, Mapping[str, Scalar]]] = []
+        self.together: list[tuple[list[str], Mapping[str, Scalar]]] = []
+        self.bad = bad
+        monkeypatch.setattr(workload, "run_workload", self.run)
+        monkeypatch.setattr(ranks, "run_ranks", self.run_ranks)
+
+    def run(self, ctx: Any, _python: str, name: str, params: Mapping[str, Scalar], **_: object) -> None:
+        self.alone.append((name, params))
+        subject, gpus = str(params["subject"]), int(params["gpus"])
+        if subject == self.bad:
+            raise RuntimeError("workload cifar_torch was ended by SIGSEGV")
+        ctx.forward(Progress("cifar", subject, "load", 0.0))
+        labels = {"framework": "torch" if name == "cifar_torch" else "tensorflow", "gpus": str(gpus), "batch": "2000"}
+        metric, speed = ("images_per_second", 200_000.0) if gpus else ("cpu_images_per_second", 400.0)
+        time.sleep(0.4 if gpus else 0.0)  # a reading or two
+        ctx.forward(Measurement("cifar", subject, metric, speed, "images/s", labels))
+
+    def run_ranks(
+        self, _ctx: Any, _python: str, _name: str, params: Mapping[str, Scalar], *, gpus: Any, **_: object
+    ) -> None:
+        self.together.append((list(gpus), params))
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_each_gpu_alone_then_all_in_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand(monkeypatch)
+    records = run(plan(epochs=3))
+    assert {subject: one.status for subject, one in outcomes(records).items()} == dict.fromkeys((HOST, *uuids()), RAN)
+    assert sorted(str(params["subject"]) for _, params in stand.alone) == sorted(uuids())
+    assert all((params["gpus"], params["epochs"], params["data"]) == (1, 3, "") for _, params in stand.alone)
+    ((gpus, params),) = stand.together
+    assert gpus == uuids()
+    assert (params["subject"], params["gpus"], params["no_data"]) == (HOST, 4, "no cifar10 on this host")
+    for uuid in uuids():
+        found = measured(records, uuid)
+        assert found["utilisation"].value == 97
+        assert found["gpu_over_cpu"].absence == NOT_APPLICABLE
+        assert found["sm_clock_under_load"].value
+        assert [one for one in records if isinstance(one, Sample) and one.subject == uuid]
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_gpu_that_fails_is_its_own_error_and_the_job_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = uuids()[2]
+    stand = Stand(monkeypatch, bad)
+    records = run(plan())
+    ends = outcomes(records)
+    assert {subject for subject, one in ends.items() if one.status == ERROR} == {bad}
+    assert "torch: workload cifar_torch was ended by SIGSEGV" in ends[bad].detail
+    ((gpus, params),) = stand.together
+    assert gpus == [uuid for uuid in uuids() if uuid != bad]
+    assert params["gpus"] == 3
+    assert measured(records, bad)["utilisation"].absence == UNKNOWN
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_the_cpu_baseline_gives_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand(monkeypatch)
+    records = run(plan(cpu_baseline=True, together=False))
+    assert stand.alone[0][1]["gpus"] == 0
+    assert not stand.together
+    for uuid in uuids():
+        assert measured(records, uuid)["gpu_over_cpu"].value == pytest.approx(500.0)
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_tensorflow_that_nobody_named_is_not_applicable(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stand(monkeypatch)
+    records = run(plan(torch_only=False))
+    assert outcomes(records)[HOST].status == RAN
+    for uuid in uuids():
+        found = measured(records, uuid, "tensorflow")
+        assert found["accuracy"].absence == NOT_APPLICABLE
+        assert found["accuracy"].note == "no Python with tensorflow on this host"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_tensorflow_that_the_inventory_named_and_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stand(monkeypatch)
+    asked = replace(plan(torch_only=False), pythons={"torch": sys.executable, "tensorflow": "/nowhere/python3"})
+    ends = outcomes(run(asked))
+    for uuid in uuids():
+        assert ends[uuid].status == ERROR
+        assert "no Python with tensorflow" in ends[uuid].detail
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_both_frameworks_run_one_after_the_other_on_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand(monkeypatch)
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, _name: sys.executable)
+    records = run(plan(torch_only=False))
+    for uuid in uuids():
+        assert [name for name, params in stand.alone if params["subject"] == uuid] == ["cifar_torch", "cifar_keras"]
+        for framework in ("torch", "tensorflow"):
+            assert measured(records, uuid, framework, "1")["utilisation"].value == 97
+    assert [params["gpus"] for name, params in stand.alone if params["subject"] == HOST] == [4]  # MirroredStrategy
+    assert len(stand.together) == 1
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_damaged_dataset_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(_ctx: object, _name: str) -> None:
+        raise datasets.DamagedData("data_batch_1.bin: MD5 is not the published one")
+
+    monkeypatch.setattr(datasets, "find", damaged)
+    stand = Stand(monkeypatch)
+    end = outcomes(run(plan()))[HOST]
+    assert (end.status, stand.alone) == (ERROR, [])
+    assert "data_batch_1.bin" in end.detail
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_framework_that_does_not_exist_is_refused() -> None:
+    end = outcomes(run(plan(torch_only=False, frameworks="caffe")))[HOST]
+    assert "no such framework: caffe; there are torch, tensorflow" in end.detail
+
+
+def h200_records(**values: tuple[Scalar, str, dict[str, str]]) -> list[Record]:
+    uuid = "GPU-1"
+    identity: list[Record] = [
+        Measurement("compute_capability", HOST, "gpu_count_nvml", 1, "count"),
+        Measurement("compute_capability", uuid, "gpu_name", "NVIDIA H200", "text"),
+        Outcome("compute_capability", uuid, RAN, "", 0.1),
+        Outcome("compute_capability", HOST, RAN, "", 0.1),
+    ]
+    found = [Measurement("cifar", uuid, name, value, unit, labels) for name, (value, unit, labels) in values.items()]
+    return [*identity, *found, Outcome("cifar", uuid, RAN, "", 20.0), Outcome("cifar", HOST, RAN, "", 20.0)]
+
+
+TORCH, TENSORFLOW = ({"framework": name, "gpus": "1", "batch": "2000"} for name in ("torch", "tensorflow"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "unit", "labels", "expected"),
+    [
+        ("accuracy", 0.941, "ratio", TORCH, "PASS"),
+        ("accuracy", 0.92, "ratio", TORCH, "FAIL"),
+        ("accuracy", 0.70, "ratio", TENSORFLOW, "PASS"),
+        ("accuracy", 0.10, "ratio", TENSORFLOW, "FAIL"),
+        ("accuracy_rises", False, "bool", TORCH, "FAIL"),
+        ("accuracy_rises", True, "bool", TENSORFLOW, "PASS"),
+        ("images_per_second", 200_000.0, "images/s", TORCH, "PASS"),
+        ("images_per_second", 50.0, "images/s", TORCH, "FAIL"),
+        ("images_per_second_spread", 0.3, "ratio", TORCH, "WARN"),
+        ("utilisation", 20.0, "percent", TORCH, "WARN"),
+        ("gpu_over_cpu", 0.7, "ratio", TORCH, "FAIL"),
+        ("throttled_by_heat", True, "bool", {}, "FAIL"),
+        ("clock_held_low", True, "bool", {}, "WARN"),
+    ],
+)
+def test_the_default_criteria_judge(
+    metric: str, value: Scalar, unit: str, labels: dict[str, str], expected: str
+) -> None:
+    verdicts = judged(h200_records(**{metric: (value, unit, labels)}), plan())
+    assert expected in {one.status for one in verdicts if one.measurement is not None and one.metric == metric}
+
+
+def test_every_term_is_a_metric_of_the_check() -> None:
+    declared = {metric.name for metric in INFO.metrics}
+    assert {*cifar_terms.LEARNT, *cifar_terms.SPEED, *cifar_terms.WHERE_TIME_WENT} < declared
+
+
+def test_the_process_s_age_is_that_of_the_process() -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(0.4); from validators.workloads import cifar_terms as t; "
+            "print(t.process_age_s())"]  # fmt: skip
+    ran = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert 0.4 <= float(ran.stdout) < 30
