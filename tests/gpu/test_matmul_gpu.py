@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from provision.bundle import build_bundle
-from tests.doubles.faulty_products import always, flip, once, spoil
+from tests.doubles.faulty_products import always, bits, flip, once, spoil
 from tests.need import need
 from validators.workloads import exact, kinds, matmul, products, sizing
 
@@ -58,6 +59,72 @@ def test_a_tile_that_is_wrong_each_time_is_found(kind: kinds.Kind, gpu: torch.de
 def test_whole_numbers_are_right_to_the_last_bit(kind: kinds.Kind, gpu: torch.device) -> None:
     assert exact.ExactInteger(gpu).wrong(kind) == ""
     assert exact.known_answer([kind], gpu) == []
+
+
+def test_whole_numbers_are_right_at_the_size_of_the_timed_products(kind: kinds.Kind, gpu: torch.device) -> None:
+    for n in (4096, 8192):
+        assert exact.wrong_at_full_size(kind, n, gpu) == ""
+    found = exact.wrong_at_full_size(spoil(kind, always(flip(0, 77, 4001))), 4096, gpu)
+    assert "1 of 4096 rows are wrong at n=4096, the first is row 77" in found
+
+
+def test_a_bit_of_an_operand_that_changed_on_the_card_is_found(kind: kinds.Kind, gpu: torch.device) -> None:
+    for bit, _ in bits(kind.operand):
+        pair = products.Pair(spoil(kind, operand_fault=once(2, flip(bit, 7, 2047))), 2048, gpu, 1)
+        found = products.Run(2048)
+        pair.check_operands(found, "before")
+        assert found.operands_wrong == 1
+
+
+def test_sign_and_exponent_flips_above_the_bound_are_found_when_they_repeat(
+    kind: kinds.Kind, gpu: torch.device
+) -> None:
+    kinds.tensor_float32(kind.tf32)
+    pair = products.Pair(kind, 1024, gpu, 7)
+    healthy = []
+    for which in (0, 1):
+        pair.multiply(which)
+        healthy.append(pair.out.double().abs())
+    smallest = torch.minimum(*healthy)
+    smallest[smallest <= kind.flips_found_above(pair.terms, 1024)] = float("inf")
+    row, column = divmod(int(smallest.argmin()), 1024)
+    for bit, part in bits(kind.output):
+        if part != "mantissa bit":
+            pair.kind = spoil(kind, always(flip(bit, row, column)))
+            found = products.Run(1024, pair.terms)
+            pair.reference(found, 7)
+            assert found.wrong == found.verified, bit
+    kinds.tensor_float32(False)
+
+
+def test_the_digest_repeats(kind: kinds.Kind, gpu: torch.device) -> None:
+    assert exact.digest(kind, gpu) == exact.digest(kind, gpu)
+
+
+@pytest.fixture
+def small_card(gpu: torch.device) -> Iterator[torch.device]:
+    """As on a card of 4 GiB: torch is refused any more."""
+    torch.cuda.empty_cache()
+    sizing.limit_memory(gpu, 4.0)
+    yield gpu
+    sizing._caps.clear()
+    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+
+
+def test_a_card_of_4_gib_gets_a_fair_run(kind: kinds.Kind, small_card: torch.device) -> None:
+    memory = sizing.memory_of(small_card)
+    assert memory[0] <= memory[1] == 4 * 2**30
+    torch.cuda.reset_peak_memory_stats(small_card)
+    found = sizing.largest(kind, small_card, 0.1, 0, memory=memory)
+    assert found.n >= 4096
+    assert (found.wrong, found.operands_wrong) == (0, 0)
+    assert exact.wrong_at_full_size(kind, found.n, small_card) == ""
+    assert torch.cuda.max_memory_reserved(small_card) <= 4 * 2**30
+
+
+def test_a_size_that_a_small_card_cannot_hold_gives_way_to_a_smaller_one(small_card: torch.device) -> None:
+    found = sizing.largest(kinds.kinds()["fp64"], small_card, 0.1, 16384, memory=sizing.memory_of(small_card))
+    assert 2048 <= found.n < 16384
 
 
 def test_memory_that_is_taken_gives_an_error_that_says_so(gpu: torch.device) -> None:
