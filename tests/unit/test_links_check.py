@@ -74,6 +74,7 @@ class Machine:
         self.dead: set[str] = set()
         self.slow: dict[tuple[str, str], float] = {}
         self.bad: set[tuple[str, str]] = set()
+        self.peak = 356.0
         self.jobs: list[tuple[str, tuple[str, ...], str]] = []
         monkeypatch.setattr(workload, "run_workload", self.copies)
         monkeypatch.setattr(ranks, "run_ranks", self.reduce)
@@ -98,7 +99,8 @@ class Machine:
         if set(gpus) & self.dead:
             raise RuntimeError("rank 1: NCCL: unhandled cuda error")
         if "all" in tasks:
-            send(ctx, "allreduce_peak", 356.0, "GB/s", bytes=str(2**31))
+            send(ctx, "allreduce_peak", self.peak, "GB/s", bytes=str(2**31))
+            send(ctx, "allreduce_peak_spread", 0.01, "ratio", bytes=str(2**31))
         for number, a in enumerate(gpus):
             ctx.forward(Measurement("links", a, "allreduce_wrong", 0, "count", {"rank": str(number)}))
             for b in gpus[number + 1 :]:
@@ -182,6 +184,13 @@ def test_a_slow_pair_fails_and_is_named(machine: Machine) -> None:
         assert one.measurement is not None
         assert (one.measurement.labels["a"], one.measurement.labels["b"]) == (a, b)
         assert one.measurement.labels["pair"] in ("1>3", "1-3")
+
+
+@pytest.mark.usefixtures("host")
+def test_an_h200_host_whose_all_reduce_is_slow_as_a_whole_fails(machine: Machine) -> None:
+    machine.peak = 48.0  # over PCIe: every pair alike, so none stands out
+    failed = [one for one in judged(run()) if one.status == "FAIL"]
+    assert [one.metric for one in failed] == ["allreduce_peak"]
 
 
 @pytest.mark.usefixtures("host")

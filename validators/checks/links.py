@@ -44,6 +44,7 @@ CPU_SIZES: Mapping[str, Scalar] = {"largest": 2**24, "pair_bytes": 2**22, "secon
         Metric("allreduce_time", "us", "median time of an all-reduce, by message size"),
         Metric("allreduce_spread", "ratio", "90th less 10th percentile of that time, by the median"),
         Metric("allreduce_peak", "GB/s", "bus bandwidth of the largest message"),
+        Metric("allreduce_peak_spread", "ratio", "its spread, on GPUs"),
         Metric("allreduce_wrong", "count", "wrong elements in sums that this GPU got (note: of which all-reduce)"),
         Metric("allgather_bus_bandwidth", "GB/s", "bytes / seconds * (n-1)/n of an all-gather, largest message"),
         Metric("reducescatter_bus_bandwidth", "GB/s", "the same of a reduce-scatter"),

@@ -108,6 +108,8 @@ class _Job:
                 self._told(what, timing, size, group.size)
                 if last and what == "allreduce":
                     self._value("allreduce_peak", _bus(size, timing, group.size), size, group.size)
+                    if self.world.backend == "nccl":  # of ranks that share a CPU's cores it says nothing
+                        self._value("allreduce_peak_spread", timing.spread, size, group.size)
             if last:
                 return
             size *= step

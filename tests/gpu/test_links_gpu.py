@@ -1,0 +1,102 @@
+"""Links on real GPUs: copies and NCCL right to the last byte, planted faults found, a lost rank named."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from provision.bundle import build_bundle
+from tests.need import need
+from validators.workloads import links_p2p, links_pattern
+
+
+@pytest.fixture
+def cards() -> list[torch.device]:
+    need(torch.cuda.is_available(), "no GPU on this machine", installable=False)
+    need(torch.cuda.device_count() >= 2, "one GPU: no link to another", installable=False)
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+
+
+def test_sums_of_the_pattern_are_exact_on_a_gpu() -> None:
+    need(torch.cuda.is_available(), "no GPU on this machine", installable=False)
+    gpu = torch.device("cuda", 0)
+    pattern = links_pattern.Pattern(gpu, 2**26)
+    found = torch.empty(2**26, device=gpu)
+    pattern.fill(found, 3, 5)
+    assert pattern.wrong(found, 3, 5) == 0
+    found.view(torch.int32)[2**25 + 77] ^= 1
+    assert pattern.wrong(found, 3, 5) == 1
+    assert pattern.wrong(found, 3, 6) == 2**26
+
+
+def test_copies_arrive_whole_in_both_directions(cards: list[torch.device]) -> None:
+    copies = links_p2p.Copies(cards)
+    one = copies.run(((0, 1),), 0.05)
+    both = copies.run(((0, 1), (1, 0)), 0.05)
+    assert (one.wrong, both.wrong) == (0, 0)
+    assert 0.5 < one.rate < 2000
+    assert both.rate > 0.9 * one.rate
+    assert 5e-7 < copies.latency(0, 1) < 1e-3
+
+
+def test_a_byte_that_changes_on_the_way_is_counted(cards: list[torch.device], monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = links_p2p.Copies(cards)
+    real = links_p2p.Copies._wrong
+
+    def flip(self: links_p2p.Copies, way: tuple[int, int], slots: int) -> int:
+        self._in[way[1]][0].view(torch.uint8)[12345] ^= 4
+        return real(self, way, slots)
+
+    monkeypatch.setattr(links_p2p.Copies, "_wrong", flip)
+    took, wrong = copies._batch(((0, 1),), 2)
+    assert wrong == 1
+    assert took > 0
+
+
+def test_a_copy_that_never_ran_is_all_wrong(cards: list[torch.device]) -> None:
+    copies = links_p2p.Copies(cards)
+    copies._turn += 1
+    copies._fill((0, 1), 1)
+    copies._wait()
+    assert copies._wrong((0, 1), 1) > 0
+
+
+def records(tmp_path: Path, **environment: str) -> list[dict[str, object]]:
+    bundle = tmp_path / "validators.pyz"
+    bundle.write_bytes(build_bundle().data)
+    ran = subprocess.run(
+        [sys.executable, "-I", str(bundle), "run", "links", "--json"],
+        capture_output=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    found = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert found, ran.stderr[-2000:]
+    return found
+
+
+def test_the_check_measures_every_pair_from_the_bundle(cards: list[torch.device], tmp_path: Path) -> None:
+    found = records(tmp_path)
+    ends = {one["subject"]: (one["status"], one["detail"]) for one in found if one["type"] == "outcome"}
+    assert {status for status, _ in ends.values()} == {"ran"}, ends
+    values = [one for one in found if one["type"] == "measurement"]
+    count = len(cards)
+    for metric, many in (
+        ("p2p_bandwidth", count * (count - 1)), ("p2p_both_ways", count * (count - 1) // 2),
+        ("pair_bus_bandwidth", count * (count - 1) // 2), ("allreduce_peak", 1), ("allgather_bus_bandwidth", 1),
+        ("reducescatter_bus_bandwidth", 1), ("p2p_wrong", count), ("allreduce_wrong", count),
+    ):  # fmt: skip
+        assert len([one for one in values if one["metric"] == metric and one["value"] is not None]) == many, metric
+    assert {one["value"] for one in values if one["metric"] in ("p2p_wrong", "allreduce_wrong")} == {0}
+
+
+def test_one_visible_gpu_less_than_named_is_an_error_that_says_so(cards: list[torch.device]) -> None:
+    with pytest.raises(RuntimeError, match="were made visible"):
+        links_p2p.open_cards(["GPU-none"] * (len(cards) + 1))
