@@ -218,6 +218,28 @@ def test_mirrored_strategy_on_two_devices_of_the_cpu() -> None:
     assert [one.value for one in values(records, "ranks_agree", framework="tensorflow")] == [True]
 
 
+REPLICAS = """
+import tensorflow as tf
+from validators.workloads.scaling_keras import Replicas, _devices
+replicas = Replicas(tf, _devices(tf, "cpu", 2))
+images, labels = replicas._data(4)
+held = [one.device[-1] for one in replicas._strategy.experimental_local_results(images)]
+before = replicas.agree()
+weight = getattr(replicas._model.trainable_variables[0], "value")
+replicas._strategy.experimental_local_results(weight)[1].assign_add(tf.ones(weight.shape) * 1e-6)
+print(held, before, replicas.agree())
+"""
+
+
+def test_replicas_that_differ_are_found_and_each_has_its_own_images() -> None:
+    need(importlib.util.find_spec("tensorflow") is not None, "no tensorflow in this Python")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", REPLICAS], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ran.stdout.strip() == "['0', '1'] True False", ran.stderr[-1000:]
+
+
 @pytest.fixture
 def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A host with the four recorded H200s, and a torch found on it."""
