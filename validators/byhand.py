@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from typing import Dict, List, Optional, Tuple
@@ -20,24 +21,31 @@ from validators.schema import (
     Outcome,
     Plan,
     Record,
+    Scalar,
     encode,
     encode_catalogue,
 )
 from validators.wire import end_on_signals
 
-HELP = """usage: python3 validators.pyz run (--all | CHECK...) [--device cpu] [--timeout SECONDS] [--json]
+HELP = """usage: python3 validators.pyz run (--all | CHECK...) [--device cpu] [--timeout SECONDS] [--json] [--share]
+                                  [--param CHECK.KEY=VALUE]... [--data NAME=FOLDER]...
        python3 validators.pyz describe
 
 Measures this machine. It does not judge: the operator's `bringup validate` and `bringup judge` do.
-  run        run checks; --device cpu lets load checks run on the CPU; --json prints the records as JSON Lines
+  run        run checks; --device cpu lets load checks run on the CPU; --json prints the records as JSON Lines;
+             --share loads GPUs that are in use, too; --param sets what a check takes; --data says where a dataset is
   describe   the catalogue of checks as JSON
   wire       spoken by `bringup`: a plan on stdin, records on stdout
 
-Example:
+Examples:
   python3 validators.pyz run system gpu_health
+  python3 validators.pyz run matmul --param matmul.dtypes=bf16
 
 Exit status: 0 every check ran or does not apply here, 2 wrong usage, 3 a check could not measure.
 """
+
+
+OPTIONS = ("--all", "--json", "--device", "--timeout", "--share", "--param", "--data")
 
 
 def command(argv: List[str]) -> int:
@@ -65,7 +73,9 @@ def _wrong(why: str) -> int:
 def _plan(words: List[str]) -> Tuple[Plan, bool]:
     """The plan that the words ask for. Raises ValueError, which says what is wrong with them."""
     names: List[str] = []
-    device, as_json, timeout_s = "gpu", False, None
+    device, as_json, share, timeout_s = "gpu", False, False, None
+    params: Dict[str, Dict[str, Scalar]] = {}
+    data: Dict[str, str] = {}
     known = checks.names()
     words = list(words)
     while words:
@@ -74,6 +84,14 @@ def _plan(words: List[str]) -> Tuple[Plan, bool]:
             names += known
         elif word == "--json":
             as_json = True
+        elif word == "--share":
+            share = True
+        elif word == "--param" and words:
+            check, key, value = _setting(words.pop(0))
+            params.setdefault(check, {})[key] = value
+        elif word == "--data" and words:
+            name, _, folder = words.pop(0).partition("=")
+            data[name] = folder
         elif word == "--device" and words and words[0] in ("cpu", "gpu"):
             device = words.pop(0)
         elif word == "--timeout" and words:
@@ -81,12 +99,28 @@ def _plan(words: List[str]) -> Tuple[Plan, bool]:
         elif word in known:
             names.append(word)
         else:
-            near = difflib.get_close_matches(word, [*known, "--all", "--json", "--device", "--timeout"], 1)
+            near = difflib.get_close_matches(word, [*known, *OPTIONS], 1)
             raise ValueError(f"no such check or option: {word!r}" + (f" (did you mean {near[0]}?)" if near else ""))
     if not names:
         raise ValueError("say which checks to run, or --all")
-    requests = tuple(CheckRequest(name, timeout_s or _timeout(name)) for name in dict.fromkeys(names))
-    return Plan(requests, sum(one.timeout_s for one in requests) + 30.0, device=device), as_json
+    requests = tuple(
+        CheckRequest(name, timeout_s or _timeout(name), params.get(name, {})) for name in dict.fromkeys(names)
+    )
+    deadline_s = sum(one.timeout_s for one in requests) + 30.0
+    return Plan(requests, deadline_s, device=device, share=share, data=data), as_json
+
+
+def _setting(text: str) -> Tuple[str, str, Scalar]:
+    """CHECK.KEY=VALUE; a value that JSON reads as a number or a boolean is one. Raises ValueError."""
+    name, equals, value = text.partition("=")
+    check, dot, key = name.partition(".")
+    if not (equals and dot and check in checks.names() and key in checks.load(check).info.params):
+        raise ValueError(f"not CHECK.KEY=VALUE of a check's settings: {text!r}")
+    try:
+        read = json.loads(value)
+    except ValueError:
+        read = value
+    return check, key, read if isinstance(read, (bool, int, float)) else value
 
 
 def _seconds(text: str) -> float:

@@ -75,7 +75,7 @@ def test_the_help_has_an_example_and_the_checks(pyz: Path) -> None:
     for words in ((), ("--help",), ("run", "--help")):
         told = said(pyz, *words)
         assert told.returncode == 0
-        assert "Example:" in told.stdout
+        assert "Examples:" in told.stdout
         assert "x_good" in told.stdout
 
 
@@ -89,6 +89,25 @@ def test_device_cpu_reaches_the_check(tmp_path: Path) -> None:
     body = "ctx.measure('n', 1, labels={'device': ctx.plan.device})"
     path = write_bundle(tmp_path, bundle_of({"x_where": body}))
     assert "device=cpu" in said(path, "run", "x_where", "--device", "cpu").stdout
+
+
+def test_sharing_and_data_reach_the_check(tmp_path: Path) -> None:
+    body = "ctx.measure('n', 1, labels={'share': str(ctx.plan.share), **ctx.plan.data})"
+    told = said(
+        write_bundle(tmp_path, bundle_of({"x_where": body})), "run", "x_where", "--share", "--data", "cifar10=/srv/c"
+    )
+    assert "share=True" in told.stdout
+    assert "cifar10=/srv/c" in told.stdout
+
+
+def test_a_setting_reaches_the_check_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path, bundle_of({}))
+    quick = ("--device", "cpu", "--param", "matmul.size=256", "--param", "matmul.seconds=0.1")
+    assert " n=256 " in said(path, "run", "matmul", *quick).stdout
+    for wrong in ("matmul.sizes=1", "matmul", "x_nothing.n=1"):
+        refused = said(path, "run", "matmul", "--param", wrong)
+        assert refused.returncode == 2
+        assert f"not CHECK.KEY=VALUE of a check's settings: '{wrong}'" in refused.stderr
 
 
 def test_ctrl_c_is_exit_status_130_and_nothing_is_left(tmp_path: Path) -> None:

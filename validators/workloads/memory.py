@@ -62,6 +62,7 @@ def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
 def take(device: torch.device, cap: int, tile_mib: float) -> Tuple[patterns.Tile, Tensor, int]:
     """A tile, the largest buffer to be had beside it, and the bytes that were free for both. Raises MemoryError."""
     free, _ = free_and_total(device)
+    before = _held(device)
     few = "out of memory: {:.0f} MiB are free on the device, too little to test; nvidia-smi shows who holds the rest"
     try:
         tile = patterns.Tile(patterns.tile_words(min(free, cap) if cap else free, tile_mib), device)
@@ -72,14 +73,18 @@ def take(device: torch.device, cap: int, tile_mib: float) -> Tuple[patterns.Tile
         raise MemoryError(few.format(free / 2**20)) from None
 
     def now() -> int:
-        held = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
-        return free_and_total(device)[0] + held  # what this program holds already was free, too
+        return free_and_total(device)[0] + _held(device) - before  # what was taken for the tile was free, too
 
     def make(words: int) -> Tensor:
         return torch.empty(words, dtype=torch.int64, device=device)
 
     buffer, there = patterns.allocate(now, cap, make)
     return tile, buffer, there
+
+
+def _held(device: torch.device) -> int:
+    """Bytes of the device that this program has from the driver."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
 
 
 def rehearse(tile: patterns.Tile) -> None:
