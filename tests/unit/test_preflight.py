@@ -328,6 +328,7 @@ def test_a_framework_s_word_for_a_device_is_held_against_the_one_that_was_asked(
         ([0.5, 0.4], True, ""),
         ([0.5, 0.5], False, ""),
         ([0.5, float("nan")], False, ""),
+        ([0.5, float("inf"), 0.4], False, ""),
         (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), False, ""),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 MiB"), None, UNKNOWN),
     ],

@@ -118,7 +118,7 @@ def devices(results: Results, framework: Framework, nvml: Expected) -> List[Devi
     try:
         found = framework.devices()
     except FAILURES as problem:
-        name, reason = results.labels["framework"], because(problem)
+        name, reason = results.labels["framework"], because(problem, log_first=True)
         results.value("devices_seen", 0, reason)
         if nvml.gpus:
             try:

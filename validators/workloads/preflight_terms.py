@@ -52,11 +52,13 @@ def placed(ran_on: str, device: Device) -> bool:
     return kind and (number is None or int(number.group(1)) == device.index)
 
 
-def because(problem: BaseException) -> str:
-    """The exception, and the lines of the framework's log that say why."""
+def because(problem: BaseException, *, log_first: bool = False) -> str:
+    """The exception, and the lines of the framework's log that say why; a verdict shows the beginning."""
     log = said.why(said.text())
     told = tell(problem)
-    return f"{told}; its log: {log}" if log and log not in told else told
+    if not log or log in told:
+        return told
+    return f"{log}; {told}" if log_first else f"{told}; its log: {log}"
 
 
 def tell(problem: BaseException) -> str:
