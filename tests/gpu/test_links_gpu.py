@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from provision.bundle import build_bundle
 from tests.need import need
+from validators import check
+from validators.schema import HOST, CheckRequest, Measurement, Outcome, Plan, Record
 from validators.workloads import links_p2p, links_pattern
 
 
@@ -67,34 +64,25 @@ def test_a_copy_that_never_ran_is_all_wrong(cards: list[torch.device]) -> None:
     assert copies._wrong((0, 1), 1) > 0
 
 
-def records(tmp_path: Path, **environment: str) -> list[dict[str, object]]:
-    bundle = tmp_path / "validators.pyz"
-    bundle.write_bytes(build_bundle().data)
-    ran = subprocess.run(
-        [sys.executable, "-I", str(bundle), "run", "links", "--json"],
-        capture_output=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, **environment},
-    )
-    found = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert found, ran.stderr[-2000:]
-    return found
-
-
-def test_the_check_measures_every_pair_from_the_bundle(cards: list[torch.device], tmp_path: Path) -> None:
-    found = records(tmp_path)
-    ends = {one["subject"]: (one["status"], one["detail"]) for one in found if one["type"] == "outcome"}
+def test_the_check_measures_every_pair(cards: list[torch.device]) -> None:
+    """By the check's own way through a plan that shares the GPUs: this process holds them, too."""
+    records: list[Record] = []
+    asked = CheckRequest("links", 280.0)
+    plan = Plan((asked,), 300.0, {"torch": sys.executable}, share=True)
+    ctx = check.Context(check.load("links").info, asked, plan, records.append)
+    with ctx.subject(HOST):
+        check.load("links").run(ctx)
+    ends = {one.subject: (one.status, one.detail) for one in records if isinstance(one, Outcome)}
     assert {status for status, _ in ends.values()} == {"ran"}, ends
-    values = [one for one in found if one["type"] == "measurement"]
+    values = [one for one in records if isinstance(one, Measurement)]
     count = len(cards)
     for metric, many in (
         ("p2p_bandwidth", count * (count - 1)), ("p2p_both_ways", count * (count - 1) // 2),
         ("pair_bus_bandwidth", count * (count - 1) // 2), ("allreduce_peak", 1), ("allgather_bus_bandwidth", 1),
         ("reducescatter_bus_bandwidth", 1), ("p2p_wrong", count), ("allreduce_wrong", count),
     ):  # fmt: skip
-        assert len([one for one in values if one["metric"] == metric and one["value"] is not None]) == many, metric
-    assert {one["value"] for one in values if one["metric"] in ("p2p_wrong", "allreduce_wrong")} == {0}
+        assert len([one for one in values if one.metric == metric and one.value is not None]) == many, metric
+    assert {one.value for one in values if one.metric in ("p2p_wrong", "allreduce_wrong")} == {0}
 
 
 def test_one_visible_gpu_less_than_named_is_an_error_that_says_so(cards: list[torch.device]) -> None:
