@@ -5,6 +5,7 @@
         --quick         3 trainings, one fresh process, a short plain loop
         --sweep         instead: variants of the recipe, --runs (default 3) each
         --profile       instead: the kernels that one epoch spends its time in
+        --all           instead: one GPU alone, all GPUs at once each for itself, all in one job
 
 On a GPU; on a machine without one it runs on the CPU at a toy size, to show that it works.
 """
@@ -12,7 +13,6 @@ On a GPU; on a machine without one it runs on the CPU at a toy size, to show tha
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -32,6 +32,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from validators.workloads import cifar_train  # noqa: E402
 from validators.workloads.cifar_data import Loader, read, synthetic  # noqa: E402
 from validators.workloads.cifar_optimizer import MUON, SGD, Recipe  # noqa: E402
 from validators.workloads.cifar_train import Trainer, train, window_plan, windows  # noqa: E402
@@ -39,8 +40,8 @@ from validators.workloads.cifar_train import Trainer, train, window_plan, window
 TARGET = 0.94
 
 
-def line(*cells: object) -> None:
-    print("  ".join(str(cell) for cell in cells), flush=True)
+def line(*cells: object, sep: str = "  ") -> None:
+    print(*cells, sep=sep, flush=True)
 
 
 def part(name: str, work: Callable[[], None]) -> None:
@@ -106,6 +107,9 @@ class Bench:
 def accuracy(bench: Bench) -> None:
     count = bench.options.runs or (3 if bench.options.quick else 10)
     row = bench.runs(bench.recipe, count)
+    if bench.test is None:
+        line("no real images: no accuracy")
+        return
     line(
         f"mean accuracy of {count} runs {row['accuracy']:.4f} (target {TARGET}), "
         f"training {row['training_s']:.3f} s (target 1.9)"
@@ -192,30 +196,68 @@ def augmented(images: Tensor) -> Tensor:
     return torch.where(mirror, moved.flip(3), moved)
 
 
+def start(options: argparse.Namespace, gpu: str, seconds: float, **more: str) -> subprocess.Popen[str]:
+    """The workload in a process of its own, on this GPU (or these)."""
+    argv = [sys.executable, str(Path(__file__).resolve()), "--fresh", "--data", options.data]
+    argv += ["--kernels-tried", str(options.kernels_tried), "--seconds", str(seconds)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu, **more}
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """What it printed, or the last of its errors."""
+    try:
+        out, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return out.rstrip() or errors[-1500:]
+
+
 def fresh(bench: Bench) -> None:
     """New processes, each from its start to its verdict on accuracy."""
-    for _ in range(1 if bench.options.quick or bench.toy else 3):
+    usual = cifar_train.KERNELS_TRIED
+    for tried in [usual] if bench.options.quick or bench.toy else [usual, usual, usual, 3, 0]:
+        line(f"cuDNN times {tried} kernels for each convolution")
+        bench.options.kernels_tried = tried
         began = time.time()
-        argv = [sys.executable, str(Path(__file__).resolve()), "--fresh", "--data", bench.options.data]
-        ran = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ))
+        text = end(start(bench.options, "0", 0))
         line(f"whole process {time.time() - began:.2f} s")
-        line(ran.stdout.strip() or ran.stderr[-1500:])
+        line(text)
 
 
-def fresh_process(data: str) -> None:
-    """The workload itself, as the check runs it, without the speed's own measurement."""
+def on_all(bench: Bench) -> None:
+    """Each GPU alone while all work, against one while the rest idles; then one job over all."""
+    from validators.probes.ranks import free_port  # noqa: PLC0415
+
+    count = torch.cuda.device_count()
+    line("GPU 0 alone", end(start(bench.options, "0", 3)), sep="\n")
+    for gpu, process in enumerate([start(bench.options, str(gpu), 3) for gpu in range(count)]):
+        line(f"GPU {gpu}, all at once", end(process), sep="\n")
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    visible = ",".join(str(gpu) for gpu in range(count))
+    job = [start(bench.options, visible, 3, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(count)]
+    for rank, process in enumerate(job):
+        line(f"one job over {count}, process {rank}", end(process), sep="\n")
+
+
+def fresh_process(options: argparse.Namespace) -> None:
+    """The workload itself, as the check runs it."""
     from validators.schema import Measurement  # noqa: PLC0415
     from validators.workloads import cifar_torch  # noqa: PLC0415
 
-    params = {"subject": "GPU", "data": data, "gpus": 1, "seconds": 0}
+    cifar_train.KERNELS_TRIED = options.kernels_tried
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    params = {
+        "subject": "GPU" if count == 1 else "host",
+        "data": options.data,
+        "gpus": count,
+        "seconds": options.seconds,
+    }
     if not torch.cuda.is_available():
         params.update(subject="host", gpus=0, epochs=0)
 
     def show(record: object) -> None:
-        if isinstance(record, Measurement) and record.metric in (
-            "time_to_accuracy", "accuracy", "accuracy_rises", "training_time", "images_per_second", "time_in_loader",
-            "time_in_copy", "cpu_images_per_second",
-        ):  # fmt: skip
+        if isinstance(record, Measurement) and record.value is not None:
             line("   ", record.metric, record.value, record.note)
 
     cifar_torch.main(params, show)
@@ -267,7 +309,7 @@ def profile(bench: Bench) -> None:
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])
     with profiled(activities=kinds, record_shapes=True) as seen:
         windows(trainer, loader, 10, 1)
-    by = "self_cuda_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+    by = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
     line(seen.key_averages().table(sort_by=by, row_limit=45, max_name_column_width=90))
     line(seen.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=40, max_shapes_column_width=110))
 
@@ -276,26 +318,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="")
     parser.add_argument("--runs", type=int, default=0)
-    for flag in ("--quick", "--sweep", "--profile", "--fresh"):
+    for flag in ("--quick", "--sweep", "--profile", "--all", "--fresh"):
         parser.add_argument(flag, action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--kernels-tried", type=int, default=cifar_train.KERNELS_TRIED)
     options = parser.parse_args()
     if options.fresh:
-        fresh_process(options.data)
+        fresh_process(options)
         return
     bench = Bench(options)
     card = torch.cuda.get_device_name(0) if bench.device.type == "cuda" else "the CPU: a toy size, figures of no weight"
     line(f"{card}, torch {torch.__version__}, started {BEGAN:.0f}, data: {options.data or 'synthetic'}")
     if options.sweep:
         part("variants of the recipe", lambda: sweep(bench))
+    elif options.all:
+        part("all GPUs", lambda: on_all(bench))
     elif options.profile:
         part("kernels", lambda: profile(bench))
     else:
         part("accuracy and training time", lambda: accuracy(bench))
         part("images a second", lambda: speed(bench))
         part("fresh processes", lambda: fresh(bench))
-    if options.json:
-        options.json.write_text(json.dumps({"card": card, "torch": torch.__version__}))
 
 
 if __name__ == "__main__":

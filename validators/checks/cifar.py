@@ -49,7 +49,8 @@ GPU_TIMEOUT_S = 420.0
     timeout_s=3600,
     per_gpu=True,
     params=(
-        "frameworks", "epochs", "batch", "seconds", "target", "parallel", "together", "cpu_baseline", "gpu_timeout_s",
+        "frameworks", "epochs", "batch", "seconds", "target", "parallel", "together", "cpu_baseline", "memory_gib",
+        "gpu_timeout_s",
     ),
     data=("cifar10",),
     metrics=(*TRAINING, *CPU, *BESIDE, *gpu_load.UNDER_LOAD),
@@ -59,7 +60,8 @@ def cifar(ctx: Context) -> None:
 
     Params: frameworks ("torch,tensorflow"), epochs and batch (0: the workload's own choice), seconds of the speed's
     measurement (3), target accuracy (the workload's own), parallel (true; false: one GPU after the other), together
-    (true; false: no job over all GPUs), cpu_baseline (false; true: the CPU's speed too), gpu_timeout_s (420).
+    (true; false: no job over all GPUs), cpu_baseline (false; true: the CPU's speed too), memory_gib (0: all; 4: torch
+    uses no more, as on a card of 4 GiB), gpu_timeout_s (420).
     """
     jobs = _Jobs(ctx)
     if ctx.plan.device == "cpu":
@@ -107,7 +109,7 @@ class _Jobs:
         given = {
             name: value
             for name, value in self.ctx.request.params.items()
-            if name in ("epochs", "batch", "seconds", "target")
+            if name in ("epochs", "batch", "seconds", "target", "memory_gib")
         }
         return {**given, "subject": subject, "data": self.data, "no_data": self.no_data, "gpus": gpus, **more}
 

@@ -30,6 +30,7 @@ class Terms:
     batch: int = 0
     seconds: float = 3.0
     target: float = 0.0
+    memory_gib: float = 0.0
 
     @classmethod
     def of(cls, params: Mapping[str, Scalar]) -> Terms:
@@ -43,6 +44,7 @@ class Terms:
             int(params.get("batch", 0)),
             float(params.get("seconds", 3.0)),
             float(params.get("target", 0.0)),
+            float(params.get("memory_gib", 0.0)),
         )
         if min(terms.epochs, terms.batch, terms.seconds, terms.target) < 0 or terms.target > 1:
             raise ValueError("epochs, batch and seconds are not negative, target is between 0 and 1")

@@ -26,6 +26,7 @@ from validators.workloads.cifar_terms import Terms, process_age_s
 from validators.workloads.cifar_train import Run, Trainer, copy_s, synchronize, train, window_plan, windows
 from validators.workloads.matmul import open_device
 from validators.workloads.results import Results
+from validators.workloads.sizing import limit_memory
 
 TARGET = 0.94
 CPU_BATCH = 100
@@ -85,6 +86,7 @@ def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
         return
     job = Job(terms)
     recipe = replace(MUON, epochs=terms.epochs or MUON.epochs, batch=terms.batch or MUON.batch)
+    limit_memory(job.device, terms.memory_gib)
     opened = process_age_s()
     images, test = _images(terms, job.device)
     loader = Loader(images, recipe.batch // job.ranks * job.ranks, job.ranks, job.rank)

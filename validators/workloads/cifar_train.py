@@ -19,6 +19,7 @@ from torch import Tensor
 from validators.workloads.cifar_data import CLASSES, FILE_IMAGES, SAMPLE, SIDE, Images, Loader, padded, synthetic
 from validators.workloads.cifar_net import Network
 from validators.workloads.cifar_optimizer import LOOK_AHEAD_EVERY, Optimizer, Recipe
+from validators.workloads.sizing import memory_of
 
 IMAGE_BYTES = 800_000
 """Memory for each image of a batch by byte of its dtype: about 330,000 activations kept, indices, gradients."""
@@ -29,6 +30,8 @@ EVALUATED = 2000
 """Images evaluated at once; as many as a step of the usual recipe, so that no new kernels are chosen."""
 
 WINDOW_S = 0.25
+KERNELS_TRIED = 10
+"""Kernels that cuDNN times for each convolution before it chooses; 0 takes the one it thinks best."""
 
 Reduce = Callable[[Tensor], None]
 
@@ -79,7 +82,7 @@ class Trainer:
         least = min(LEAST_PART, self.batch)
         parts = [size for size in range(self.batch, least - 1, -1) if self.batch % size == 0]
         if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.device)[0] * FREE_SHARE
+            free = memory_of(self.device)[0] * FREE_SHARE
             each = IMAGE_BYTES * self.network.dtype.itemsize
             parts = [one for one in parts if one * each <= free] or parts[-1:]
         return parts[0]
@@ -111,7 +114,8 @@ class Trainer:
             self.optimizer.update()
             self.evaluate(synthetic(self.evaluated, self.device), thorough=False)
             return
-        torch.backends.cudnn.benchmark = True  # shapes never change
+        torch.backends.cudnn.benchmark = KERNELS_TRIED > 0  # shapes never change
+        torch.backends.cudnn.benchmark_limit = KERNELS_TRIED
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):

@@ -1,0 +1,135 @@
+"""CIFAR-10 in torch on real GPUs: to the accuracy, recorded as not recorded, in little memory, on all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.data import cifar10_folder
+from tests.need import need
+from tests.unit.test_cifar_check import outcomes, plan, run
+from validators.schema import RAN, Measurement
+from validators.workloads import cifar_data, sizing
+from validators.workloads.cifar_data import Images, Loader, synthetic
+from validators.workloads.cifar_optimizer import MUON
+from validators.workloads.cifar_train import Trainer, train, windows
+
+GIB = 2**30
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    need(torch.cuda.is_available(), "no GPU on this machine", installable=False)
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture
+def real(gpu: torch.device) -> tuple[Images, Images]:
+    return cifar_data.read(str(cifar10_folder()), gpu)
+
+
+@pytest.fixture
+def capped(gpu: torch.device) -> Iterator[None]:
+    """No more memory than a 4 GB card has free beside its desktop."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 3.2 * GIB / torch.cuda.mem_get_info(gpu)[1]), gpu)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+    torch.cuda.empty_cache()
+
+
+def ready(gpu: torch.device, **how: object) -> Trainer:
+    trainer = Trainer(MUON, gpu, **how)  # type: ignore[arg-type]
+    trainer.prepare()
+    return trainer
+
+
+def test_real_images_are_learnt_to_the_accuracy(gpu: torch.device, real: tuple[Images, Images]) -> None:
+    trainer = ready(gpu)
+    assert trainer.note == ""
+    run = train(trainer, Loader(real[0], trainer.batch), real[1])
+    assert run.accuracy > 0.93
+    assert run.accuracies[-1] > run.accuracies[0]
+
+
+def test_recorded_steps_learn_what_others_learn(gpu: torch.device, real: tuple[Images, Images]) -> None:
+    losses = []
+    for record in (True, False):
+        trainer = ready(gpu, record=record)
+        trainer.recipe = replace(MUON, epochs=4.0)  # beyond the third, from which on the whitening's bias rests
+        losses.append(train(trainer, Loader(real[0], trainer.batch), None, seed=5).losses)
+        del trainer
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_batch_in_parts_learns_as_well(gpu: torch.device, real: tuple[Images, Images]) -> None:
+    trainer = Trainer(MUON, gpu)
+    trainer.part = 500
+    trainer.prepare()
+    run = train(trainer, Loader(real[0], trainer.batch), real[1])
+    assert trainer.part == 500
+    assert run.accuracy > 0.93
+
+
+@pytest.mark.usefixtures("capped")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_card_with_4_gb_trains(gpu: torch.device, real: tuple[Images, Images], dtype: torch.dtype) -> None:
+    loader = Loader(real[0], MUON.batch)
+    trainer = ready(gpu, dtype=dtype)
+    trainer.recipe = replace(MUON, epochs=1.0)
+    run = train(trainer, loader, real[1])
+    assert run.accuracy > 0.4
+    assert trainer.part < MUON.batch or dtype is torch.float16
+
+
+def test_no_room_at_all_is_a_memory_error(gpu: torch.device) -> None:
+    torch.cuda.empty_cache()
+    trainer = Trainer(MUON, gpu)
+    room = torch.cuda.memory_reserved(gpu) + 24 * 2**20
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info(gpu)[1], gpu)
+    try:
+        with pytest.raises(MemoryError, match="out of memory on the GPU, even at"):
+            trainer.prepare()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+        torch.cuda.empty_cache()
+
+
+def test_the_speed_is_steady(gpu: torch.device) -> None:
+    trainer = ready(gpu)
+    loader = Loader(synthetic(50_000, gpu), trainer.batch)
+    windows(trainer, loader, 2 * loader.steps, 2)
+    speeds = sorted(windows(trainer, loader, 2 * loader.steps, 12))
+    assert speeds[-2] / speeds[1] < 1.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_parts_are_chosen_from_the_memory_there_is(gpu: torch.device, dtype: torch.dtype) -> None:
+    sizing.limit_memory(gpu, 4.0)
+    try:
+        trainer = Trainer(MUON, gpu, dtype=dtype)
+        chosen = trainer.part
+        torch.cuda.reset_peak_memory_stats(gpu)
+        trainer.prepare()
+        assert trainer.part == chosen < MUON.batch  # the choice was right at once
+        assert torch.cuda.max_memory_reserved(gpu) <= 4 * GIB
+    finally:
+        sizing._caps.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0, gpu)
+        torch.cuda.empty_cache()
+
+
+def test_the_check_trains_on_every_gpu_and_on_all(gpu: torch.device) -> None:
+    records = run(plan(data={"cifar10": str(cifar10_folder())}))
+    count = torch.cuda.device_count()
+    assert {one.status for one in outcomes(records).values()} == {RAN}, outcomes(records)
+    assert len(outcomes(records)) == count + 1
+    found = [one for one in records if isinstance(one, Measurement) and one.value is not None]
+    speeds = {one.labels["gpus"] for one in found if one.metric == "images_per_second"}
+    assert speeds == ({"1"} if count == 1 else {"1", str(count)})
+    accuracies = [float(str(one.value)) for one in found if one.metric == "accuracy"]
+    assert len(accuracies) == count + (count > 1)
+    assert min(accuracies) > 0.93
