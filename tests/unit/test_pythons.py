@@ -86,6 +86,22 @@ def test_versions_come_from_metadata_without_an_import(tmp_path: Path):
     assert found.version_of("tensorflow") == ""
 
 
+def test_a_cuda_build_of_mxnet_is_found_by_its_own_name(tmp_path: Path):
+    python = venv(tmp_path, "mxnet_cu112-1.9.1", "horovod-0.28.1")
+
+    (found,) = pythons.inspect([pythons.Candidate(python, "test")])
+
+    assert (found.version_of("mxnet"), found.version_of("horovod")) == ("1.9.1", "0.28.1")
+
+
+def test_a_missing_mxnet_is_told_with_the_python_that_it_takes(tmp_path: Path):
+    told = pythons.explain(plan(mxnet=venv(tmp_path, "numpy-2.0.0")), "mxnet")
+
+    assert "Set bringup_mxnet_python=/path/to/python3" in told
+    assert "Python 3.9" in told
+    assert "--tags frameworks" not in told
+
+
 def test_a_json_module_in_the_working_directory_is_not_taken_for_pythons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

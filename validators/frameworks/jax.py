@@ -41,7 +41,7 @@ class Jax:
 
     @staticmethod
     def _plugin() -> Any:
-        for name in ("jax_cuda13_plugin", "jax_cuda12_plugin"):
+        for name in ("jax_cuda13_plugin", "jax_cuda12_plugin", "jaxlib.cuda"):
             try:
                 versions = importlib.import_module(f"{name}._versions")
             except (ImportError, OSError):

@@ -47,12 +47,16 @@ class TensorFlow:
             raise RuntimeError(f"{type(problem).__name__}: {problem}") from problem
 
     def _built(self, name: str) -> Any:
-        info = self._tf.sysconfig.get_build_info()
-        if not info.get("is_cuda_build"):
-            raise Missing("this TensorFlow is a CPU-only build")
+        info = self._for_cuda()
         if not info.get(name):
             raise Missing(f"this TensorFlow's build information has no {name}")
         return info[name]
+
+    def _for_cuda(self) -> Any:
+        info = self._tf.sysconfig.get_build_info()
+        if not info.get("is_cuda_build"):
+            raise Missing("this TensorFlow is a CPU-only build")
+        return info
 
     def cuda_build(self) -> str:
         """The CUDA version it was built for. Raises Missing."""
@@ -70,7 +74,7 @@ class TensorFlow:
             capability = self._tf.config.experimental.get_device_details(one).get("compute_capability")
             found.append(Device(index, cuda.describe(library, index)[0] if library else "", capability))
         if not found:
-            self._built("cuda_version")
+            self._for_cuda()
             hint = "" if library is None else ": install tensorflow[and-cuda], or set LD_LIBRARY_PATH"
             raise RuntimeError(f"TensorFlow registers no GPU and goes on without one (cuInit says {said}){hint}")
         return found
@@ -109,10 +113,10 @@ class TensorFlow:
 
     def cudnn(self) -> str:
         """Of the library that it loaded; which one it was built for is in the build information. Raises Missing."""
-        self._built("cuda_version")
+        self._for_cuda()
         return cuda.loaded_cudnn()
 
     def nccl(self) -> str:
         """Of the library that it would load for its first collective. Raises Missing, LookupError."""
-        self._built("cuda_version")
+        self._for_cuda()
         return cuda.loaded_nccl()

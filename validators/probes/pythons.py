@@ -151,5 +151,9 @@ def explain(plan: Plan, framework: str) -> str:
     return (
         f"no Python with {framework} on this host; looked at {'; '.join(each) or 'none: no python3 was found'}. "
         f"Set bringup_{framework}_python=/path/to/python3 in the inventory, "
-        f"or install it: bringup provision --tags frameworks"
+        + (
+            "of an environment of its own, with Python 3.9 (docs/preflight.md)"
+            if framework in ("mxnet", "horovod")
+            else "or install it: bringup provision --tags frameworks"
+        )
     )
