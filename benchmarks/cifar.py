@@ -266,11 +266,11 @@ def fresh_process(options: argparse.Namespace) -> None:
 def sweep(bench: Bench) -> None:
     count = bench.options.runs or 3
     variants: list[tuple[str, Recipe]] = [
-        ("as it is: 8 epochs of 2000", bench.recipe),
-        ("7.5 epochs", replace(bench.recipe, epochs=7.5)),
-        ("8.5 epochs", replace(bench.recipe, epochs=8.5)),
+        ("as it is: 10 epochs of 2000", bench.recipe),
+        ("8 epochs", replace(bench.recipe, epochs=8.0)),
         ("9 epochs", replace(bench.recipe, epochs=9.0)),
-        ("10 epochs", replace(bench.recipe, epochs=10.0)),
+        ("9.5 epochs", replace(bench.recipe, epochs=9.5)),
+        ("11 epochs", replace(bench.recipe, epochs=11.0)),
         ("batch 1000, rates as they are", replace(bench.recipe, batch=1000, decay=0.002)),
         ("batch 1562, rates as they are", replace(bench.recipe, batch=1562, decay=0.003)),
         ("filter rate 0.18", replace(bench.recipe, filter_rate=0.18)),

@@ -25,9 +25,13 @@ LOOK_AHEAD_EVERY = 5
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what is learnt. Rates are for a loss summed over the batch; `decay` is their product with it."""
+    """All that decides what is learnt. Rates are for a loss summed over the batch; `decay` is their product with it.
 
-    epochs: float = 8.0
+    Ten epochs: 94.33 % on average on an H200, in 1.70 s; nine 94.21 % in 1.54 s, eight 93.90 % in 1.37 s (2026-11-21,
+    three runs each, standard deviation 0.0003 to 0.002). Other batches, rates and widths were no better there.
+    """
+
+    epochs: float = 10.0
     batch: int = 2000
     muon: bool = True
     widths: Tuple[int, ...] = (64, 256, 256)
