@@ -42,17 +42,14 @@ def plan_between(hosts: Sequence[Host], plans: Mapping[str, Plan], catalogue: Se
         "between_run": secrets.token_hex(8),
         "between_wait_s": PATIENCE_S + max(_before(plans[host.name], catalogue) for host in hosts),
     }
-    return {
-        name: replace(plan, checks=tuple(_with(one, together, hosts, name) for one in plan.checks))
-        for name, plan in plans.items()
-    }
+    return {host.name: _told(plans[host.name], {**together, "between_index": i}) for i, host in enumerate(hosts)}
 
 
-def _with(request: CheckRequest, together: Mapping[str, Scalar], hosts: Sequence[Host], name: str) -> CheckRequest:
-    index = next((index for index, host in enumerate(hosts) if host.name == name), None)
-    if request.name != CHECK or index is None:
-        return request
-    return replace(request, params={**request.params, **together, "between_index": index})
+def _told(plan: Plan, together: Mapping[str, Scalar]) -> Plan:
+    def told(request: CheckRequest) -> CheckRequest:
+        return replace(request, params={**request.params, **together}) if request.name == CHECK else request
+
+    return replace(plan, checks=tuple(told(one) for one in plan.checks))
 
 
 def _before(plan: Plan, catalogue: Sequence[CheckInfo]) -> float:

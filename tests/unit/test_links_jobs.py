@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from validators import check
-from validators.probes import workload
+from validators.probes import ranks, workload
 from validators.schema import (
     ERROR,
     HOST,
@@ -154,6 +154,34 @@ def test_a_rank_that_is_lost_is_named_and_the_others_are_measured(plant: Plant) 
     assert "CUDA error: GPU is lost" in detail
     assert pairs(records) == {"0-1"}
     assert {one.labels["pair"] for one in values(records, "pair_bus_bandwidth") if one.value is None} == {"0-2", "1-2"}
+
+
+WRONG_PART = """
+def _change(whole, part, group=None):
+    _gather(whole, part, group=group)
+    if dist.get_rank() == 2:
+        whole[7] += 1
+dist.all_gather_into_tensor = _change
+"""
+
+
+def test_gathered_and_scattered_parts_are_verified_too(plant: Plant) -> None:
+    """The collectives that the check runs on GPUs alone; gloo has them, too."""
+    plant("_gather = dist.all_gather_into_tensor\n" + WRONG_PART)
+    records: list[Record] = []
+    asked = CheckRequest("links", 120.0)
+    ctx = check.Context(INFO, asked, Plan((asked,), 120.0), records.append)
+    params = {**SMALL, "tasks": "collectives", "cpu": True, "names": "rank0,rank1,rank2"}
+    ranks.run_ranks(ctx, sys.executable, "links_ranks", params, gpus=(), ranks=3, timeout_s=60.0)
+    for metric in ("allgather_bus_bandwidth", "reducescatter_bus_bandwidth"):
+        (rate,) = values(records, metric)
+        assert float(str(rate.value)) > 0
+    wrong = {
+        (one.labels["rank"], one.note.split()[0]): one.value for one in values(records, "allreduce_wrong") if one.note
+    }
+    assert set(wrong) == {("2", "allgather")}, "one element of what rank 2 gathered was changed; nothing else was"
+    sent = [one for one in values(records, "allreduce_wrong") if one.labels["rank"] != "2"]
+    assert {one.value for one in sent} == {0}
 
 
 def test_one_rank_alone_is_refused() -> None:
