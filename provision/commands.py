@@ -7,7 +7,7 @@ import platform
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -34,10 +34,10 @@ from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
 from provision.report.text import plain
-from provision.request import Choice, in_container, make_plan, narrowed, parse_duration, parse_params
+from provision.request import Choice, in_container, left_out, make_plan, narrowed, parse_duration, parse_params
 from provision.store import RunDirectory, now, rejudge
 from provision.verdict import exit_code
-from validators.schema import CheckInfo, Plan
+from validators.schema import CheckInfo
 
 HostKeys = Literal["strict", "accept-new"]
 DOCTOR_CHECKS = ("system", "software", "compute_capability", "gpu_health", "preflight")
@@ -260,7 +260,7 @@ def _measure(
         bundle=bundle.sha256,
         selection=(*selection.inventories, *selection.hosts, *((selection.limit,) if selection.limit else ())),
         notes=(
-            *_left_out(plans, catalogue),
+            *left_out(hosts, plans, catalogue, choice),
             *(note for host in hosts for note in narrowed(host, choice)),
             *data.notes,
         ),
@@ -269,19 +269,6 @@ def _measure(
     run = RunDirectory.create(runs, manifest)
     _run_hosts(hosts, run, options, data, keep=keep)
     return run
-
-
-def _left_out(plans: Mapping[str, Plan], catalogue: Sequence[CheckInfo]) -> Iterator[str]:
-    """What a report must not be silent about: checks that --only, --skip, --level or the inventory left out."""
-    by_choice: dict[str, list[str]] = {}
-    for name, plan in plans.items():
-        planned = {request.name for request in plan.checks}
-        missing = ", ".join(info.name for info in catalogue if info.name not in planned)
-        if missing:
-            by_choice.setdefault(missing, []).append(name)
-    for missing, names in by_choice.items():
-        where = "" if len(names) == len(plans) else f" on {', '.join(names)[:200]}"
-        yield f"Left out on request{where}: {missing}."
 
 
 def _prepare(criteria: Sequence[Path]) -> tuple[Bundle, tuple[CheckInfo, ...], Criteria]:

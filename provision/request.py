@@ -112,6 +112,25 @@ def in_container(plan: Plan, catalogue: Sequence[CheckInfo]) -> Plan:
     return replace(plan, checks=checks)
 
 
+def left_out(
+    hosts: Sequence[Host], plans: Mapping[str, Plan], catalogue: Sequence[CheckInfo], choice: Choice
+) -> Iterator[str]:
+    """What a report must not be silent about: checks that the level, --only, --skip or the inventory left out."""
+    sentences: dict[str, list[str]] = {}
+    for host in hosts:
+        planned = {request.name for request in plans[host.name].checks}
+        level = 0 if choice.only or _names(host, "bringup_only") else choice.level or _level(host)
+        missing = [info for info in catalogue if info.name not in planned and not (host.image and info.level == 1)]
+        above = [info.name for info in missing if level and info.level > level]
+        asked = [info.name for info in missing if info.name not in above]
+        if above:
+            sentences.setdefault(f"Not run at level {level}{{where}}: {', '.join(above)}.", []).append(host.name)
+        if asked:
+            sentences.setdefault(f"Left out on request{{where}}: {', '.join(asked)}.", []).append(host.name)
+    for sentence, names in sentences.items():
+        yield sentence.format(where="" if len(names) == len(hosts) else f" on {', '.join(names)[:200]}")
+
+
 def narrowed(host: Host, choice: Choice) -> Iterator[str]:
     """What the host's own variables leave out, in a sentence each: a report says what was not looked at."""
     for variable, words in (("bringup_only", "asks only for"), ("bringup_skip", "leaves out")):

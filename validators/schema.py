@@ -262,7 +262,8 @@ class Plan:
     `pythons`: framework name -> interpreter on the host that has it ("torch" -> "/opt/torch/bin/python3");
     a framework that is not named is looked for on the host. `device`: "gpu", or "cpu" where the user
     asked for a CPU run. `deadline_s`: the host ends everything after so many seconds. `share`: load GPUs that somebody
-    else uses, too. `data`: dataset ("cifar10", "mnist") -> the folder on the host that holds its files.
+    else uses, too. `data`: dataset ("cifar10", "mnist") -> the folder on the host that holds its files;
+    "<dataset>_url" -> the address of the folder to download its archives from.
     """
 
     checks: Tuple[CheckRequest, ...]
