@@ -1,11 +1,12 @@
 """Does verifying every product cost throughput? The rate that the matmul check reports against plain torch.mm.
 
-    python benchmarks/matmul.py [--rounds 2] [--seconds 0.8] [--dtypes bf16,fp8] [--quick] [--json FILE]
+    python benchmarks/matmul.py [--rounds 2] [--seconds 0.6] [--dtypes bf16,fp8] [--quick] [--json FILE]
 
-One GPU, one process, the same shapes and the same operands' distribution. In each round the check's own code runs
-(every product verified), then plain products back to back, nothing between them, at every size that the check chooses
-from. Ours is the median over the rounds, plain the best of all sizes and rounds. Then both again at 8192: what part of
-the time verification takes there ("share"), and the rate with it counted in.
+One GPU, one process, the same shapes and the same operands. In each round the check's own code runs (every product
+verified), then plain products back to back at every size that the check chooses from, in turn and without a pause,
+after as long a run-up. Ours is the median over the rounds, plain the best size's median over rounds and turns: a power
+limit makes single turns differ by several percent. Then at 8192 batches with and without verification, in turn:
+"share" is the part of the time that verification takes, "verified/plain" the ratio of the two rates.
 """
 
 from __future__ import annotations
@@ -23,78 +24,66 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from validators.workloads.kinds import Kind, tensor_float32, whole_precision
 from validators.workloads.matmul import SECONDS, applicable
-from validators.workloads.products import Pair, Run, Stopwatch, measure
-from validators.workloads.sizing import fitting, largest, memory_of
+from validators.workloads.products import Pair, Run, batch, even
+from validators.workloads.sizing import fitting, in_turn, largest, memory_of, timed
 
 OTHERS = {"tf32": ("gpu-burn's tf32 burn", 353.0), "bf16": ("plain torch.mm at 4096, its best", 747.0)}
 """Others' figures on one H200, measured 2026-11-21, to beside which ours are printed."""
 COLUMNS = "dtype n reported spread plain_best plain_n reported/plain n verified share verified/plain reference"
 
 
-def plain(kind: Kind, n: int, device: torch.device, seconds: float) -> float:
-    """10**12 operations a second of products back to back, nothing between them: the median over batches."""
-    pair = Pair(kind, n, device, seed=11)
+def both(kind: Kind, n: int, device: torch.device, turns: int) -> tuple[Run, list[float]]:
+    """Batches of verified and of plain products in turn, on the same operands: the first's run, the second's rates."""
+    run = Run(n, n * kind.longer)
     tensor_float32(kind.tf32)
-    rates, spent, count = [], 0.0, 8
-    while spent < seconds:
-        watch = Stopwatch(device)
-        watch.mark()
-        for i in range(count):
-            pair.multiply(i % 2)
-        watch.mark()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        took = watch.between(0, 1)
-        if spent:  # the first batch is the warm-up
-            rates.append(count * 2 * n * n * pair.terms / took / 1e12)
-        spent += took
-        count = max(2, min(256, int(0.1 / (took / count))))
-    tensor_float32(False)
-    return statistics.median(rates) if rates else count * 2 * n * n * pair.terms / took / 1e12
-
-
-def share(run: Run) -> float:
-    """The part of the time that verification takes."""
-    return 1 - sum(run.times) / run.total_s
+    try:
+        pair = Pair(kind, n, device, seed=7)
+        verifier = pair.reference(run, 7)
+        count = even(0.1 / timed(pair, 4))
+        rates = []
+        for turn in range(2 * turns):
+            batch(pair, verifier, run, count, keep=turn >= turns)
+            rates.append(pair.operations / timed(pair, count) / 1e12)
+    finally:
+        tensor_float32(False)
+    return run, rates[turns:]
 
 
 def compare(kind: Kind, device: torch.device, rounds: int, seconds: float, side: int) -> dict[str, object]:
-    began = time.monotonic()
-    ours: list[Run] = [largest(kind, device, seconds, 0, memory=memory_of(device))]
-    check_s = time.monotonic() - began
-    free = memory_of(device)[0]
-    n = ours[0].n
-    shapes = [m for m in fitting(kind, free) if m == n or (device.type == "cuda" and m in (16384, 8192, 4096))]
-    bare: dict[int, list[float]] = {m: [] for m in shapes}
-    burns: list[Run] = []
-    beside: list[float] = []
-    for turn in range(rounds):
-        for m in shapes:
-            if 2 * m * m * m * kind.longer / (bare[n][0] if bare[n] else ours[0].rate(0.5)) / 1e12 < 0.1:
-                bare[m].append(plain(kind, m, device, seconds / 2))
-        burns.append(measure(kind, side, device, seconds))
-        beside.append(plain(kind, side, device, seconds))
-        if turn:
-            ours.append(largest(kind, device, seconds, 0, memory=memory_of(device)))
-    rates = [run.rate(0.5) for run in ours]
-    best_n = max((m for m in bare if bare[m]), key=lambda m: max(bare[m]))
-    best, reported = max(bare[best_n]), statistics.median(rates)
-    verified = statistics.median(run.rate_with_verification for run in burns)
-    every = [*ours, *burns]
+    ours: list[Run] = []
+    check_s: list[float] = []
+    bare: dict[int, list[float]] = {}
+    turns = 6 if device.type == "cuda" else 1
+    for _ in range(rounds):
+        began = time.monotonic()
+        ours.append(largest(kind, device, seconds, 0, memory=memory_of(device)))
+        check_s.append(time.monotonic() - began)
+        n = ours[-1].n
+        fits = [m for m in fitting(kind, memory_of(device)[0]) if m in (16384, 8192, 4096) and device.type == "cuda"]
+        shapes = sorted({n, *(m for m in fits if 2e-12 * m**3 * kind.longer / ours[0].mean_rate < 0.06)})
+        for m, rates in in_turn(kind, shapes, device, 2 * turns, 0.1).items():
+            bare.setdefault(m, []).extend(rate / 1e12 for rate in rates[turns:])
+    verified, beside = both(kind, side, device, turns)
+    reported = [run.mean_rate for run in ours]
+    middles = {m: statistics.median(found) for m, found in bare.items()}
+    best_n = max(middles, key=lambda m: middles[m])
+    every = [*ours, verified]
     return {
         "dtype": kind.name,
         "unit": kind.unit,
         "n": [run.n for run in ours],
-        "reported": reported,
-        "spread": (max(rates) - min(rates)) / reported,
+        "reported": statistics.median(reported),
+        "medians": [run.rate(0.5) for run in ours],
+        "means": reported,
+        "spread": (max(reported) - min(reported)) / statistics.median(reported),
         "plain": {str(m): found for m, found in bare.items()},
-        "plain_best": best,
+        "plain_best": middles[best_n],
         "plain_n": best_n,
-        "reported_of_plain": reported / best,
+        "reported_of_plain": statistics.median(reported) / middles[best_n],
         "side": side,
-        "verified": verified,
-        "share": statistics.median(map(share, burns)),
-        "verified_of_plain": verified / statistics.median(beside),
+        "verified": verified.rate_with_verification,
+        "share": 1 - sum(verified.times) / verified.total_s,
+        "verified_of_plain": verified.rate_with_verification / statistics.median(beside),
         "with_verification": statistics.median(run.rate_with_verification for run in ours),
         "method": ours[0].method,
         "products": sum(run.verified for run in every),
@@ -102,8 +91,8 @@ def compare(kind: Kind, device: torch.device, rounds: int, seconds: float, side:
         "operand_rows_wrong": sum(run.operands_wrong for run in every),
         "notes": [note for run in every for note in run.notes],
         "reference_error_of_allowed": max(run.margin for run in every),
-        "flips_found_above": kind.flips_found_above(ours[0].terms, n),
-        "seconds_of_check": check_s,
+        "flips_found_above": kind.flips_found_above(ours[0].terms, ours[0].n),
+        "seconds_of_check": statistics.median(check_s),
     }
 
 
@@ -145,7 +134,13 @@ def show(row: dict[str, object]) -> None:
         f"{row['verified_of_plain']:.2%}", f"{row['reference_error_of_allowed']:.2f}",
     )  # fmt: skip
     print("".join(f"{cell:>15}" for cell in cells))
-    sides = ", ".join(f"{m}: {max(found):.4g}" for m, found in dict(row["plain"]).items() if found)  # type: ignore[call-overload]
+    sides = ", ".join(f"{m}: {statistics.median(found):.4g}" for m, found in dict(row["plain"]).items() if found)  # type: ignore[call-overload]
+    print(
+        "    reported "
+        + ", ".join(f"{one:.4g}" for one in row["means"])
+        + "; medians of their products "
+        + ", ".join(f"{one:.4g}" for one in row["medians"])
+    )  # type: ignore[attr-defined]
     print(
         f"    plain at {sides}; chosen {row['n']}; with verification there {row['with_verification']:.4g}; "
         f"{row['products']} verified by {row['method']}, {row['wrong']} wrong, {row['operand_rows_wrong']} operand "

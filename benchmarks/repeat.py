@@ -1,10 +1,12 @@
 """How far do a workload's figures vary from run to run? Several runs, each a process of its own, on one idle GPU.
 
-    python benchmarks/repeat.py [matmul] [--runs 10] [--gpu 0] [--param dtypes=bf16,fp8] [--target 0.5] [--json FILE]
+    python benchmarks/repeat.py [matmul] [--runs 10] [--warm] [--most 120] [--gpu 0] [--param dtypes=bf16,fp8]
+                                [--target 0.5] [--json FILE]
 
 The workload is one of validators/workloads/, run as the check runs it: a fresh process of this Python, that GPU alone
-visible. Printed for each figure: mean, coefficient of variation (standard deviation by mean), lowest and highest; and
-how long a run took, from the start of the process. Without a GPU it runs on the CPU.
+visible. With --warm one process runs it again and again, which saves the imports. Printed for each figure: mean,
+coefficient of variation (standard deviation by mean), lowest and highest; and how long a run took, from the start of
+the process. No run begins after --most seconds. Without a GPU it runs on the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +29,9 @@ out = sys.stdout
 sys.stdout = sys.stderr
 sys.path.insert(0, sys.argv[1])
 main = importlib.import_module("validators.workloads." + sys.argv[2]).main
-main(json.loads(sys.argv[3]), lambda record: print(json.dumps(dataclasses.asdict(record)), file=out, flush=True))
+for number in range(int(sys.argv[4])):
+    main(json.loads(sys.argv[3]), lambda record: print(json.dumps(dataclasses.asdict(record)), file=out, flush=True))
+    print(json.dumps({"end": number}), file=out, flush=True)
 """
 NO_FIGURES = ("bool", "text", "version", "count", "bits")
 """Units of what is not a figure that varies."""
@@ -40,23 +46,45 @@ def uuid_of(index: str) -> str:
         return ""
 
 
-def run(workload: str, params: dict[str, object], uuid: str, timeout_s: float) -> tuple[list[dict[str, object]], float]:
-    """The measurements of one run, and its seconds. Raises RuntimeError with its last words."""
+Records = list[dict[str, object]]
+
+
+def run(workload: str, params: dict[str, object], uuid: str, runs: int, end: float) -> Iterator[tuple[Records, float]]:
+    """The measurements of each run in one process, and its seconds. Raises RuntimeError with its last words."""
     env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": uuid} if uuid else {})}
-    given = json.dumps({"subject": uuid or "host", **params})
+    argv = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(ROOT),
+        workload,
+        json.dumps({"subject": uuid or "host", **params}),
+        str(runs),
+    ]
     began = time.monotonic()
-    ran = subprocess.run(
-        [sys.executable, "-c", CHILD, str(ROOT), workload, given],
-        capture_output=True, text=True, env=env, timeout=timeout_s, check=False,
-    )  # fmt: skip
-    took = time.monotonic() - began
-    if ran.returncode:
-        raise RuntimeError((ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1])
-    records = [json.loads(line) for line in ran.stdout.splitlines()]
-    return [one for one in records if "metric" in one], took
+    with (
+        tempfile.TemporaryFile("w+") as words,
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=words, text=True, env=env) as process,
+    ):
+        found: Records = []
+        assert process.stdout
+        for line in process.stdout:
+            record = json.loads(line)
+            if "metric" in record:
+                found.append(record)
+            elif "end" in record:
+                now = time.monotonic()
+                yield found, now - began
+                began, found = now, []
+                if now > end:
+                    process.terminate()
+                    return
+        if process.wait():
+            words.seek(0)
+            raise RuntimeError((words.read().strip().splitlines() or [f"exit status {process.returncode}"])[-1])
 
 
-def figures(runs: list[list[dict[str, object]]]) -> dict[str, list[float]]:
+def figures(runs: list[Records]) -> dict[str, list[float]]:
     """Figure -> its value in each run. Its name has those labels that are the same in every run."""
     keyed: list[dict[tuple[str, int], dict[str, object]]] = []
     for measurements in runs:
@@ -100,22 +128,24 @@ def main() -> None:
     parser.add_argument("--gpu", default="0", help="its index in nvidia-smi")
     parser.add_argument("--param", action="append", default=[], help="name=value, of the workload")
     parser.add_argument("--target", type=float, default=0.5, help="coefficient of variation that is wanted, percent")
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for each run")
+    parser.add_argument("--warm", action="store_true", help="one process for all runs")
+    parser.add_argument("--most", type=float, default=120.0, help="seconds after which no run begins")
     parser.add_argument("--quick", action="store_true", help="three runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     params, uuid = dict(parsed(one) for one in options.param), uuid_of(options.gpu)
     print(f"{options.workload} on {uuid or 'the CPU'}", flush=True)
     runs, seconds = [], []
-    for number in range(3 if options.quick else options.runs):
+    wanted, end = 3 if options.quick else options.runs, time.monotonic() + options.most
+    while len(runs) < wanted and time.monotonic() < end:
         try:
-            found, took = run(options.workload, params, uuid, options.timeout)
-        except (RuntimeError, subprocess.TimeoutExpired) as problem:
-            print(f"run {number + 1}: {problem}", flush=True)
-            continue
-        print(f"run {number + 1}: {took:.1f} s, {len(found)} measurements", flush=True)
-        runs.append(found)
-        seconds.append(took)
+            for found, took in run(options.workload, params, uuid, wanted if options.warm else 1, end):
+                print(f"run {len(runs) + 1}: {took:.1f} s, {len(found)} measurements", flush=True)
+                runs.append(found)
+                seconds.append(took)
+        except RuntimeError as problem:
+            print(f"run {len(runs) + 1}: {problem}", flush=True)
+            break
     if not runs:
         sys.exit("no run ended")
     middle = statistics.median(seconds)

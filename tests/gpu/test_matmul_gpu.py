@@ -143,7 +143,10 @@ def test_the_check_runs_on_every_gpu_from_the_bundle(gpu: torch.device, tmp_path
     bundle = tmp_path / "validators.pyz"
     bundle.write_bytes(build_bundle().data)
     ran = subprocess.run(
-        [sys.executable, "-I", str(bundle), "run", "matmul", "--json"], capture_output=True, timeout=280, check=False
+        [sys.executable, "-I", str(bundle), "run", "matmul", "--share", "--json"],
+        capture_output=True,
+        timeout=280,
+        check=False,
     )
     records = [json.loads(line) for line in ran.stdout.splitlines()]
     outcomes = {one["subject"]: one["status"] for one in records if one["type"] == "outcome"}

@@ -32,9 +32,11 @@ def _metrics() -> Tuple[Metric, ...]:
         Metric("digests_agree", "bool", "whether the host's GPUs of one name gave the same digest, for each format"),
     ]
     for name, unit, what in (*FORMATS, ("cpu_fp32", "TFLOP/s", "float32 on the CPU, where --device cpu asked for it")):
-        found.append(Metric(f"throughput_{name}", unit, f"median rate of the products, each verified: {what}"))
+        found.append(Metric(f"throughput_{name}", unit, f"rate over the products' own time, each verified: {what}"))
         found.append(
-            Metric(f"throughput_{name}_spread", "ratio", "90th less 10th percentile of the rate, by the median")
+            Metric(
+                f"throughput_{name}_spread", "ratio", "90th less 10th percentile of the products' rates, by the rate"
+            )
         )
     return (*found, *gpu_load.UNDER_LOAD)
 

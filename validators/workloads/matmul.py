@@ -55,12 +55,13 @@ class Findings:
             "products": str(len(run.times)),
             "verified_by": run.method,
             "reference": kind.reference,
+            "median": f"{run.rate(0.5):.4g}",
             "rate_with_verification": f"{run.rate_with_verification:.4g}",
             "reference_error_of_allowed": f"{run.margin:.3g}",
             "flips_found_above": f"{kind.flips_found_above(run.terms, run.n):.3g}",
         }
-        self.results.value(name, run.rate(0.5), **labels)
-        self.results.value(f"{name}_spread", (run.rate(0.9) - run.rate(0.1)) / run.rate(0.5), n=str(run.n))
+        self.results.value(name, run.mean_rate, **labels)
+        self.results.value(f"{name}_spread", (run.rate(0.9) - run.rate(0.1)) / run.mean_rate, n=str(run.n))
 
     def digest(self, kind: Kind) -> None:
         """The bits of one product, to be compared with those of like GPUs."""

@@ -12,17 +12,18 @@ from validators.workloads.products import Pair, Run, Stopwatch, even, measure
 
 SIZES = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1024, 512)
 COMPARED = (8192, 4096)
-"""Beside the largest that time allows these are tried: on one H200 bf16 ran at 747 TFLOP/s at 4096, 690 at 8192."""
+"""Beside the largest that time allows these are tried."""
 LEAST = 2048
 """A smaller product for lack of memory would measure the launch, not the card."""
 PRODUCT_S = 0.05
 """Sizes are chosen so that one product takes no longer, seconds."""
 MOST_TERMS = 2**28
 """Elements of an operand, n times the terms: 16384 x 16384."""
-BURST_S = 0.06
-"""Load at each of the sizes that are compared, and as long before it, to get going."""
-LARGER_WITHIN = 0.003
-"""A larger size is preferred to a faster one by no more than this share."""
+BURST_S, TURNS = 0.05, 3
+"""Load at each of the sizes that are compared, in turn and without a pause; the first turn is not counted."""
+LARGER_WITHIN = 0.01
+"""A larger size is preferred to a faster one by no more than this share: verifying costs it less, and it varies less.
+In the first tenths of a second, before the power limit is met, a small size is faster than it stays."""
 MEMORY_SHARE = 0.8
 OVERHEAD_BYTES = 2**30
 DOUBLE_S = 1.0
@@ -53,26 +54,23 @@ def sizes(
 
 def probe(kind: Kind, device: torch.device) -> float:
     """Operations a second of a few products: at n = 1024, and at 4096 where that takes no longer than PRODUCT_S."""
-    rate = burst(kind, 1024, device, 0.0)
-    return burst(kind, 4096, device, 0.0) if 2 * 4096**3 * kind.longer / rate <= PRODUCT_S else rate
+    rate = burst(kind, 1024, device)
+    return burst(kind, 4096, device) if 2 * 4096**3 * kind.longer / rate <= PRODUCT_S else rate
 
 
-def burst(kind: Kind, n: int, device: torch.device, seconds: float) -> float:
-    """Operations a second of products back to back for about so long, after as long a run-up; four at least."""
+def burst(kind: Kind, n: int, device: torch.device) -> float:
+    """Operations a second of four products."""
     tensor_float32(kind.tf32)
     try:
         pair = Pair(kind, n, device, seed=7)
         pair.multiply(1)
-        once = _timed(pair, 4)
-        if seconds > 4 * once:
-            _timed(pair, even(seconds / once))
-            once = _timed(pair, even(seconds / once))
+        return pair.operations / timed(pair, 4)
     finally:
         tensor_float32(False)
-    return 2 * n * n * pair.terms / once
 
 
-def _timed(pair: Pair, count: int) -> float:
+def timed(pair: Pair, count: int) -> float:
+    """Seconds of one of so many products back to back."""
     watch = Stopwatch(pair.device)
     watch.mark()
     for i in range(count):
@@ -83,22 +81,36 @@ def _timed(pair: Pair, count: int) -> float:
     return max(watch.between(0, 1), 1e-6) / count
 
 
+def in_turn(kind: Kind, sides: List[int], device: torch.device, turns: int, burst_s: float) -> Dict[int, List[float]]:
+    """Operations a second of products back to back at each of these sizes, turn by turn and without a pause."""
+    tensor_float32(kind.tf32)
+    try:
+        pairs = [Pair(kind, n, device, seed=7) for n in sides]
+        counts = [even(burst_s / timed(pair, 2)) for pair in pairs]
+        found: Dict[int, List[float]] = {n: [] for n in sides}
+        for _ in range(turns):
+            for pair, count in zip(pairs, counts):  # noqa: B905 - strict is 3.10+, the host may have 3.9
+                found[pair.n].append(pair.operations / timed(pair, count))
+    finally:
+        tensor_float32(False)
+    return found
+
+
 def fastest(kind: Kind, device: torch.device, candidates: List[int], free: int) -> List[int]:
-    """The candidates, the one with the highest rate first, then the smaller ones: where memory runs out, the next."""
+    """The candidates from the fastest on; smaller ones after it, for where memory runs out."""
     compared = [n for n in candidates if n == candidates[0] or n in COMPARED]
-    if device.type != "cuda" or len(compared) < 2:
+    needed = sum(map(kind.bytes_needed, compared)) + OVERHEAD_BYTES
+    if device.type != "cuda" or len(compared) < 2 or needed > free * MEMORY_SHARE:
         return candidates
-    best, rate = 0, 0.0
-    for n in compared:
-        try:
-            found = burst(kind, n, device, BURST_S)
-        except torch.cuda.OutOfMemoryError:
-            continue
-        if found > rate * (1 + LARGER_WITHIN):
-            best, rate = n, found
-        if kind.bytes_needed(n) > free // 8:  # leave nothing that the next size would lack
-            torch.cuda.empty_cache()
-    return [n for n in candidates if n <= best] or candidates
+    try:
+        rates = in_turn(kind, compared, device, TURNS, BURST_S)
+    except torch.cuda.OutOfMemoryError:  # somebody else took it meanwhile
+        return candidates
+    best = compared[0]
+    for n in compared[1:]:
+        if sum(rates[n][1:]) > sum(rates[best][1:]) * (1 + LARGER_WITHIN):
+            best = n
+    return [n for n in candidates if n <= best]
 
 
 def largest(
@@ -115,7 +127,7 @@ def largest(
     least = LEAST if device.type == "cuda" else SIZES[-1]
     text = ""
     if any(n >= least for n in fitting(kind, free)):
-        double_rate = burst(kinds()["fp64"], 1024, device, 0.0) if kind.reference == DOUBLE else float("inf")
+        double_rate = burst(kinds()["fp64"], 1024, device) if kind.reference == DOUBLE else float("inf")
         candidates = list(sizes(kind, free, probe(kind, device), wanted, double_rate))
         for n in candidates if wanted else fastest(kind, device, candidates, free):
             if text and n < least:
