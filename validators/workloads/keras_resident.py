@@ -122,6 +122,8 @@ class Training:
 
     def _compile(self) -> Tuple[str, str]:
         """The first mode that runs, and why those before it do not."""
+        if self.how.mode not in ("", *MODES):
+            raise ValueError(f"no such mode: {self.how.mode}; there are {', '.join(MODES)}")
         modes = [self.how.mode] if self.how.mode else ["loop" if self.replicas == 1 else "step", "graph"]
         if not self.how.mode and not self.on_gpu:
             modes = ["graph"]
@@ -141,7 +143,7 @@ class Training:
                 continue
             self.reset()
             return mode, "; ".join(failed)
-        raise ValueError(f"no such mode: {self.how.mode!r}")
+        raise AssertionError("a mode was tried")
 
     @property
     def on_gpu(self) -> bool:
