@@ -142,7 +142,8 @@ def all_reduce(count: int, size: int, rounds: int, names: list[str], cpu: bool) 
         }  # fmt: skip
         found = ours("links_ranks", params, count)
         took.append(time.monotonic() - began)
-        mine += [value for metric, value, _, _ in found if metric == "allreduce_peak"]
+        mine += [value for metric, value, labels, _ in found
+                 if metric == "allreduce_bus_bandwidth" and labels["bytes"] == str(size)]  # fmt: skip
         wrong += sum(value for metric, value, _, _ in found if metric == "allreduce_wrong")
         rest = found
     print(f"\nall-reduce of {size >> 20} MiB, {count} ranks, bus bandwidth in GB/s")
@@ -151,7 +152,7 @@ def all_reduce(count: int, size: int, rounds: int, names: list[str], cpu: bool) 
     print(f"  the check {median:8.1f} (median of {len(mine)} runs, spread {spread(mine):.2%}), {wrong} wrong elements")
     print(f"  check / bare {median / best:.2%}; the last job, all sizes and pairs, took {took[-1]:.1f} s", flush=True)
     for metric, value, labels, _ in rest:
-        if "bus_bandwidth" in metric or metric == "allreduce_time":
+        if "bus_bandwidth" in metric or metric in ("allreduce_time", "allreduce_peak_spread"):
             where = labels.get("size", "") + (f" {labels['a']} {labels['b']}" if "a" in labels else "")
             print(f"    {metric:28} {value:12.3f} {where} {labels.get('spread', '')}")
     return {"bare": theirs, "check": mine, "ratio": median / best, "wrong": wrong, "seconds": took, "all": rest}

@@ -179,7 +179,7 @@ def test_a_slow_pair_fails_and_is_named(machine: Machine) -> None:
     a, b = uuids()[1], uuids()[3]
     machine.slow[a, b] = 250.0
     failed = [one for one in judged(run()) if one.status == "FAIL"]
-    assert {one.metric for one in failed} == {"p2p_of_median", "p2p_bandwidth", "pair_of_median"}
+    assert {one.metric for one in failed} == {"p2p_of_median", "p2p_bandwidth", "pair_of_median", "pair_bus_bandwidth"}
     for one in failed:
         assert one.measurement is not None
         assert (one.measurement.labels["a"], one.measurement.labels["b"]) == (a, b)

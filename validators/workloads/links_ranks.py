@@ -107,12 +107,20 @@ class _Job:
             if group.rank == 0:
                 self._told(what, timing, size, group.size)
                 if last and what == "allreduce":
-                    self._value("allreduce_peak", _bus(size, timing, group.size), size, group.size)
-                    if self.world.backend == "nccl":  # of ranks that share a CPU's cores it says nothing
-                        self._value("allreduce_peak_spread", timing.spread, size, group.size)
+                    self._peak(timing, size, group.size)
             if last:
                 return
             size *= step
+
+    def _peak(self, timing: Timing, size: int, ranks: int) -> None:
+        """The figure that is judged. Two GPUs carry less for each link than more do: theirs is the pair's own."""
+        if self.world.backend == "nccl" and ranks == 2:
+            for metric in ("allreduce_peak", "allreduce_peak_spread"):
+                self.results.not_applicable(metric, "two GPUs: pair_bus_bandwidth is the same all-reduce", subject=HOST)
+            return
+        self._value("allreduce_peak", _bus(size, timing, ranks), size, ranks)
+        if self.world.backend == "nccl":  # of ranks that share a CPU's cores it says nothing
+            self._value("allreduce_peak_spread", timing.spread, size, ranks)
 
     def _told(self, what: str, timing: Timing, size: int, ranks: int) -> None:
         self._value(f"{what}_bus_bandwidth", _bus(size, timing, ranks), size, ranks)
