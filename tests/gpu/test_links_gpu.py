@@ -102,7 +102,7 @@ def test_one_visible_gpu_less_than_named_is_an_error_that_says_so(cards: list[to
 HANG = """
 _pair = _Job.pair
 def _hang(self, group):
-    if {self.world.names[rank] for rank in group.ranks} == {names!r} and self.world.name == {name!r}:
+    if {self.world.names[rank] for rank in group.ranks} == NAMES and self.world.name == NAME:
         import time
         time.sleep(600)
     _pair(self, group)
@@ -111,7 +111,7 @@ _Job.pair = _hang
 LOST = """
 _reduce = _Group.all_reduce
 def _lose(self, size, seconds):
-    if self.job.world.name == {name!r}:
+    if self.job.world.name == NAME:
         torch.ones(4, device=self.job.world.device)[torch.tensor([99], device=self.job.world.device)].sum().item()
     return _reduce(self, size, seconds)
 _Group.all_reduce = _lose
@@ -128,7 +128,7 @@ def test_a_pair_that_hangs_and_a_gpu_whose_context_breaks_are_named_and_the_othe
     root = tmp_path / "root"
     shutil.copytree(Path(__file__).parents[2] / "validators", root / "validators")
     with (root / "validators" / "workloads" / "links_ranks.py").open("a") as program:
-        program.write(fault.format(names=set(uuids[:2]), name=uuids[0]))
+        program.write(fault.replace("NAMES", repr(set(uuids[:2]))).replace("NAME", repr(uuids[0])))
     monkeypatch.setattr(workload, "bundle_root", lambda: str(root))
     records = run(largest=2**26, hang_s=5.0, job_s=60.0, alone_s=40.0, p2p_seconds=0.01)
     (end,) = [one for one in records if isinstance(one, Outcome) and one.subject == HOST]
