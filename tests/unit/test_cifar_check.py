@@ -260,6 +260,7 @@ class Stand:
         self.alone: list[tuple[str, Mapping[str, Scalar]]] = []
         self.together: list[tuple[list[str], Mapping[str, Scalar]]] = []
         self.bad = bad
+        self.slow: dict[str, float] = {}
         monkeypatch.setattr(workload, "run_workload", self.run)
         monkeypatch.setattr(ranks, "run_ranks", self.run_ranks)
 
@@ -270,7 +271,9 @@ class Stand:
             raise RuntimeError("workload cifar_torch was ended by SIGSEGV")
         ctx.forward(Progress("cifar", subject, "load", 0.0))
         labels = {"framework": "torch" if name == "cifar_torch" else "tensorflow", "gpus": str(gpus), "batch": "2000"}
-        metric, speed = ("images_per_second", 200_000.0) if gpus else ("cpu_images_per_second", 400.0)
+        metric, speed = (
+            ("images_per_second", self.slow.get(subject, 200_000.0)) if gpus else ("cpu_images_per_second", 400.0)
+        )
         time.sleep(0.4 if gpus else 0.0)  # a reading or two
         ctx.forward(Measurement("cifar", subject, metric, speed, "images/s", labels))
 
@@ -320,6 +323,31 @@ def test_the_cpu_baseline_gives_the_ratio(monkeypatch: pytest.MonkeyPatch) -> No
     assert not stand.together
     for uuid in uuids():
         assert measured(records, uuid)["gpu_over_cpu"].value == pytest.approx(500.0)
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_slow_gpu_among_like_ones_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand(monkeypatch)
+    slow = uuids()[1]
+    stand.slow = {slow: 150_000.0}
+    asked = plan()
+    records = run(asked)
+    found = measured(records, HOST)["slowest_of_fastest"]
+    assert found.value == pytest.approx(0.75)
+    assert slow in found.note
+    verdicts = [one for one in judged(records, asked) if one.metric == "slowest_of_fastest"]
+    assert {one.status for one in verdicts} == {"WARN", "SKIP"}  # SKIP: tensorflow, left out
+    stand.bad = slow
+    assert measured(run(asked), HOST)["slowest_of_fastest"].value == pytest.approx(1.0)
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_cpu_that_fails_is_told_and_the_gpus_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    Stand(monkeypatch, bad=HOST)
+    records = run(plan(cpu_baseline=True, together=False))
+    for uuid in uuids():
+        assert measured(records, uuid)["images_per_second"].value == 200_000.0
+        assert "torch on the CPU: workload cifar_torch was ended" in outcomes(records)[uuid].detail
 
 
 @pytest.mark.usefixtures("four_gpus")

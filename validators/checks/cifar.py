@@ -37,6 +37,9 @@ BESIDE: Tuple[Metric, ...] = (
     Metric("utilisation", "percent", "median of the GPU's utilisation while it trained, as NVML reads it"),
     Metric("gpu_over_cpu", "ratio", "images a second of this GPU by those of the CPU; param cpu_baseline=true"),
 )
+HOSTS: Tuple[Metric, ...] = (
+    Metric("slowest_of_fastest", "ratio", "images a second of the slowest GPU by the fastest, each alone, of one name"),
+)
 
 GPU_TIMEOUT_S = 420.0
 
@@ -53,7 +56,7 @@ GPU_TIMEOUT_S = 420.0
         "gpu_timeout_s",
     ),
     data=("cifar10",),
-    metrics=(*TRAINING, *CPU, *BESIDE, *gpu_load.UNDER_LOAD),
+    metrics=(*TRAINING, *CPU, *BESIDE, *HOSTS, *gpu_load.UNDER_LOAD),
 )  # fmt: skip
 def cifar(ctx: Context) -> None:
     """CIFAR-10 trained to an accuracy on each GPU at once, then on all in one job: images/s, accuracy, where time went.
@@ -71,6 +74,7 @@ def cifar(ctx: Context) -> None:
         if ctx.request.params.get("cpu_baseline", False):
             jobs.cpu_baseline()
         gpu_load.on_each(gpus, jobs.on_gpu, parallel=bool(ctx.request.params.get("parallel", True)))
+        jobs.compare(gpus)
         jobs.on_all(gpus)
 
 
@@ -98,6 +102,7 @@ class _Jobs:
         self.data, self.no_data = _dataset(ctx)
         self.timeout_s = float(ctx.request.params.get("gpu_timeout_s", GPU_TIMEOUT_S))
         self.good: List[nvml.Gpu] = []
+        self.speeds: Dict[str, Dict[str, float]] = {}
         self.cpu_speed: Dict[str, float] = {}
 
     def first(self) -> str:
@@ -144,6 +149,8 @@ class _Jobs:
             else:
                 self.ctx.unknown("utilisation", "NVML gave no reading while it trained", uuid, labels)
             ours, theirs = seen.speed.get(framework), self.cpu_speed.get(framework)
+            if ours:
+                self.speeds.setdefault(framework, {})[uuid] = ours
             if ours and theirs:
                 self.ctx.measure("gpu_over_cpu", ours / theirs, uuid, labels)
             else:
@@ -153,10 +160,27 @@ class _Jobs:
     def _without(self, subject: str) -> None:
         """The cells of the frameworks that this host hasn't, and the CPU's on a GPU."""
         for framework, why in self.absent.items():
-            for metric in (*TRAINING, *BESIDE):
+            for metric in (*TRAINING, *BESIDE, *(HOSTS if self.ctx.plan.device == "cpu" else ())):
                 self.ctx.not_applicable(metric.name, why, subject, {"framework": framework})
         if subject != HOST:
             self.ctx.not_applicable("cpu_images_per_second", "measured on the GPU", subject)
+
+    def compare(self, gpus: Sequence[nvml.Gpu]) -> None:
+        """The slowest GPU by the fastest, for each framework: like cards train alike."""
+        names = {nvml.text(gpu.get("GetName")) for gpu in gpus}
+        for framework in WORKLOADS:
+            labels, speeds = {"framework": framework}, self.speeds.get(framework, {})
+            why = self.absent.get(framework, "")
+            if not why and (len(gpus) < 2 or len(names) > 1):
+                why = "one GPU has nothing to be compared with" if len(gpus) < 2 else "GPUs of several names"
+            if why:
+                self.ctx.not_applicable("slowest_of_fastest", why, labels=labels)
+            elif len(speeds) < 2:
+                self.ctx.unknown("slowest_of_fastest", "fewer than two GPUs have a speed", labels=labels)
+            else:
+                slowest, fastest = min(speeds, key=speeds.__getitem__), max(speeds.values())
+                note = f"slowest: {slowest}, {speeds[slowest]:,.0f} images/s; fastest: {fastest:,.0f}"
+                self.ctx.measure("slowest_of_fastest", speeds[slowest] / fastest, labels=labels, note=note)
 
     def on_all(self, gpus: Sequence[nvml.Gpu]) -> None:
         """One job over all GPUs that trained alone. Raises RuntimeError with what failed."""
@@ -188,7 +212,10 @@ class _Jobs:
         seen = _Seen(self.ctx)
         for framework, python in self.pythons.items():
             params = {**self.params(framework, HOST, 0), "epochs": 0, "batch": 0}
-            workload.run_workload(seen, python, WORKLOADS[framework], params, gpus=(), timeout_s=self.timeout_s)
+            try:
+                workload.run_workload(seen, python, WORKLOADS[framework], params, gpus=(), timeout_s=self.timeout_s)
+            except RuntimeError as problem:  # the GPUs are measured nevertheless; then it is said
+                self.missing.append(f"{framework} on the CPU: {problem}")
         self.cpu_speed = seen.cpu_speed
 
     def on_the_cpu(self) -> None:
@@ -198,10 +225,10 @@ class _Jobs:
         for framework, python in self.pythons.items():
             params = self.params(framework, HOST, 0)
             workload.run_workload(self.ctx, python, WORKLOADS[framework], params, gpus=None, timeout_s=self.timeout_s)
-            for metric in BESIDE:
+            for metric in (*BESIDE, *HOSTS):
                 self.ctx.not_applicable(metric.name, "a CPU run: no GPU was measured", labels={"framework": framework})
         self._without(HOST)
-        gpu_load.not_on_the_cpu(self.ctx, but=[metric.name for metric in (*TRAINING, *CPU, *BESIDE)])
+        gpu_load.not_on_the_cpu(self.ctx, but=[metric.name for metric in (*TRAINING, *CPU, *BESIDE, *HOSTS)])
         if self.missing:
             raise RuntimeError("; ".join(self.missing))
 
