@@ -57,7 +57,7 @@ def test_several_wrong_products_are_all_counted() -> None:
 
 @pytest.mark.parametrize("number", range(1, 7))
 def test_a_bit_too_low_for_other_arithmetic_is_found_in_the_first_products_too(number: int) -> None:
-    found = run(faulty("bf16", on({number}, flip(0))))
+    found = run(faulty("fp32", on({number}, flip(0))))
     assert found.wrong == 1
     assert found.method == "checksums"
 
