@@ -251,14 +251,14 @@ def test_rates_fall_to_zero_and_the_whitening_stops_learning() -> None:
 def ready(real: tuple[Images, Images]) -> tuple[Trainer, Loader, Images]:
     trainer = Trainer(SMALL, CPU)
     trainer.prepare()
-    return trainer, Loader(real[0].head(2000), trainer.batch), real[1].head(1000)
+    return trainer, Loader(real[0].head(1500), trainer.batch), real[1].head(500)
 
 
 def test_real_images_are_learnt(ready: tuple[Trainer, Loader, Images]) -> None:
     run = train(*ready, seed=1)
-    assert run.steps == 60
+    assert run.steps == 45
     assert run.losses[0] > run.losses[1] > run.losses[2]
-    assert run.accuracy > 0.25  # guessing: 0.1
+    assert run.accuracy > 0.2  # guessing: 0.1
     assert run.accuracies[-1] > run.accuracies[0]
     assert 0 < run.loader_s < run.training_s
 
