@@ -99,7 +99,7 @@ class Training:
             raise RuntimeError(f"TensorFlow put the weights or the images elsewhere than on {', '.join(places)}")
 
     def _place(self, train: Images, test: Images) -> None:
-        tf, half = self.tf, np.float16
+        tf = self.tf
         shapes = [tuple(one.shape) for one in self.model.trainable_variables]
         self._shapes, self._sizes = shapes, [int(np.prod(shape)) for shape in shapes]
         flat = np.concatenate([np.asarray(one.numpy()).ravel() for one in self.model.trainable_variables])
@@ -109,11 +109,14 @@ class Training:
         def kept(value: Any) -> Any:
             return tf.Variable(value, trainable=False)
 
+        def half(values: Any) -> Any:  # on the device: NumPy takes a second for it
+            return kept(lambda: tf.cast(tf.constant(values), tf.float16))
+
         self._weights, self._mean, self._square = kept(self._first), kept(flat * 0.0), kept(flat * 0.0)
         self._loss = kept(np.zeros((), np.float32))
         self._order = kept(order)
-        self._train = (kept(train.images.astype(half)), kept(train.labels.astype(half)))
-        self._test = (kept(test.images.astype(half)), kept(test.labels.astype(half)))
+        self._train = (half(train.images), half(train.labels))
+        self._test = (half(test.images), half(test.labels))
 
     @property
     def parameters(self) -> int:
