@@ -32,10 +32,11 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from validators.workloads import cifar_train  # noqa: E402
+from validators.workloads import cifar_step  # noqa: E402
 from validators.workloads.cifar_data import Loader, read, synthetic  # noqa: E402
 from validators.workloads.cifar_optimizer import MUON, SGD, Recipe  # noqa: E402
-from validators.workloads.cifar_train import Trainer, train, window_plan, windows  # noqa: E402
+from validators.workloads.cifar_step import Trainer  # noqa: E402
+from validators.workloads.cifar_train import train, window_plan, windows  # noqa: E402
 
 TARGET = 0.94
 
@@ -215,7 +216,7 @@ def end(process: subprocess.Popen[str]) -> str:
 
 def fresh(bench: Bench) -> None:
     """New processes, each from its start to its verdict on accuracy."""
-    usual = cifar_train.KERNELS_TRIED
+    usual = cifar_step.KERNELS_TRIED
     for tried in [usual] if bench.options.quick or bench.toy else [usual, usual, usual, 3, 0]:
         line(f"cuDNN times {tried} kernels for each convolution")
         bench.options.kernels_tried = tried
@@ -245,7 +246,7 @@ def fresh_process(options: argparse.Namespace) -> None:
     from validators.schema import Measurement  # noqa: PLC0415
     from validators.workloads import cifar_torch  # noqa: PLC0415
 
-    cifar_train.KERNELS_TRIED = options.kernels_tried
+    cifar_step.KERNELS_TRIED = options.kernels_tried
     count = int(os.environ.get("WORLD_SIZE", "1"))
     params = {
         "subject": "GPU" if count == 1 else "host",
@@ -321,7 +322,7 @@ def main() -> None:
     for flag in ("--quick", "--sweep", "--profile", "--all", "--fresh"):
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--seconds", type=float, default=0.0)
-    parser.add_argument("--kernels-tried", type=int, default=cifar_train.KERNELS_TRIED)
+    parser.add_argument("--kernels-tried", type=int, default=cifar_step.KERNELS_TRIED)
     options = parser.parse_args()
     if options.fresh:
         fresh_process(options)

@@ -18,7 +18,8 @@ from tests.need import need
 from validators.workloads import cifar_data, sizing
 from validators.workloads.cifar_data import Images, Loader, synthetic
 from validators.workloads.cifar_optimizer import MUON
-from validators.workloads.cifar_train import Trainer, train, windows
+from validators.workloads.cifar_step import Trainer
+from validators.workloads.cifar_train import train, windows
 
 GIB = 2**30
 

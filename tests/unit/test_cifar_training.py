@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.data import cifar10_folder
-from validators.workloads import cifar_data, cifar_train
+from validators.workloads import cifar_data
 from validators.workloads.cifar_data import Images, Loader, synthetic
 from validators.workloads.cifar_net import Network
 from validators.workloads.cifar_optimizer import MUON, SGD, Optimizer, Recipe, orthogonal
-from validators.workloads.cifar_train import Trainer, floor_of_loss, train, window_plan, windows
+from validators.workloads.cifar_step import Trainer, precision
+from validators.workloads.cifar_train import floor_of_loss, train, window_plan, windows
 
 CPU = torch.device("cpu")
 SMALL = replace(MUON, widths=(16, 32, 32), batch=100, epochs=3.0)
@@ -333,4 +334,4 @@ def test_steps_that_cannot_be_recorded_run_as_they_are() -> None:
     trainer = Trainer(Recipe(widths=(8, 8, 8), batch=50), CPU)
     trainer.prepare()
     assert "not recorded" in trainer.note
-    assert cifar_train.precision(CPU) is torch.float32
+    assert precision(CPU) is torch.float32

@@ -1,6 +1,7 @@
 """CIFAR-10 in torch, on one GPU, as one process of a job over several, or on the CPU: speed, accuracy, where time went.
 
-Run by the host's framework Python, its GPUs visible. The network is in cifar_net.py, its training in cifar_train.py.
+Run by the host's framework Python, its GPUs visible. The network is in cifar_net.py, one step of its training in
+cifar_step.py, the training in cifar_train.py.
 Order: warm-up on synthetic images (kernels chosen, steps recorded), training to the end of the recipe, evaluation on
 the official test images, and only then the speed in steady state, so that the verdict on accuracy comes early.
 """
@@ -22,8 +23,9 @@ from validators.schema import HOST, Record, Scalar
 from validators.workloads import cifar_terms
 from validators.workloads.cifar_data import Images, Loader, read, synthetic
 from validators.workloads.cifar_optimizer import MUON, Recipe
+from validators.workloads.cifar_step import Trainer, synchronize
 from validators.workloads.cifar_terms import Terms, process_age_s
-from validators.workloads.cifar_train import Run, Trainer, copy_s, synchronize, train, window_plan, windows
+from validators.workloads.cifar_train import Run, copy_s, train, window_plan, windows
 from validators.workloads.matmul import open_device
 from validators.workloads.results import Results
 from validators.workloads.sizing import limit_memory
