@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from tests.doubles.replay_pynvml import Replay
 from validators import check
 from validators.probes import kernel_log, nvml, pci, pythons, workload
 from validators.schema import ERROR, HOST, RAN, CheckRequest, Measurement, Outcome, Plan, Progress, Record, Scalar
-from validators.workloads import memory
+from validators.workloads import cifar_step, links_ranks, memory
+from validators.workloads.cifar_optimizer import MUON
 
 FALLS = 5
 BUSY = {"nvmlDeviceGetUtilizationRates(*)": result({"struct": {"gpu": 99, "memory": 50}})}
@@ -110,6 +112,36 @@ def test_a_card_without_room_for_a_kernel_says_so_and_another_error_keeps_its_wo
     monkeypatch.setattr(memory, "rehearse", no_room)
     with pytest.raises(raised, match=words):
         memory.take(torch.device("cpu"), 1 << 20, 0.1)
+
+
+def test_a_card_too_full_for_nccl_s_least_message_says_how_much_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (4 * 2**30, 4 * 2**30))
+    assert links_ranks._room(gpu, 2**31) == 2**30, "a card of 4 GB reduces 1 GiB"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (2**29, 4 * 2**30))
+    with pytest.raises(MemoryError, match=r"0\.5 GiB of 4\.0 GiB were free, too little for messages of 64 MiB"):
+        links_ranks._room(gpu, 2**31)
+
+
+@pytest.mark.parametrize(("room", "part"), [(100, 100), (60, 50), (20, 0)])
+def test_cifar_trains_in_smaller_parts_where_memory_runs_out(
+    room: int, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = cifar_step.Trainer(replace(MUON, widths=(8, 8, 8), batch=200), torch.device("cpu"))
+    compute = trainer._compute
+
+    def on_a_small_card(learn_whitening: bool) -> None:
+        if trainer.part > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+        compute(learn_whitening)
+
+    monkeypatch.setattr(trainer, "_compute", on_a_small_card)
+    if part:
+        trainer.prepare()
+        assert (trainer.part, trainer.batch) == (part, 200)
+    else:
+        with pytest.raises(MemoryError, match=r"even at 50 images at a time: CUDA out of memory\. Tried .* 2 GiB"):
+            trainer.prepare()
 
 
 IMAGE = "registry.example/torch:1"
