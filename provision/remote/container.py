@@ -23,6 +23,8 @@ SHM_SIZE = "8g"
 LIMITS = ("memlock=-1", "stack=67108864")
 """As NVIDIA's images ask for: locked memory for GPU transfers, and a stack that deep recursion needs."""
 
+_FOLDER = re.compile(r'/[^,"\x00-\x1f\x7f]*')
+"""What --mount can name: its fields are comma-separated."""
 _IMAGE = re.compile(r"[A-Za-z0-9][\w.:/@-]{0,254}", re.ASCII)
 _SIZE = re.compile(r"\d{1,6}[kmgKMG]?")
 _ENGINES = ("auto", "docker", "podman")
@@ -36,7 +38,17 @@ command -v "$engine" >/dev/null 2>&1 || { echo 'bringup: no container engine' >&
 """
 _RUN = (
     _FIND
-    + """gpus=$2; shift 2
+    + """gpus=$2; folders=$3; shift 3
+left=$#
+while [ "$left" -gt 0 ]; do
+  one=$1; shift; left=$((left - 1))
+  if [ "$folders" -gt 0 ]; then
+    folders=$((folders - 1))
+    [ -d "$one" ] || continue
+    one="--mount=type=bind,src=$one,dst=$one,readonly"
+  fi
+  set -- "$@" "$one"
+done
 cdi=no; for one in /etc/cdi/*nvidia* /var/run/cdi/*nvidia*; do [ -e "$one" ] && cdi=yes; done
 if [ "$gpus" = auto ]; then
   gpus=gpus
@@ -47,15 +59,22 @@ case $gpus in gpus) set -- --gpus=all "$@";; cdi) set -- --device=nvidia.com/gpu
 exec "$engine" run --rm -i "$@"
 """
 )
+"""The folders come first among the arguments. One that the host lacks is left out, as on the host itself: `docker run
+-v` would make it there, as root's."""
 _PULL = (
     _FIND
     + """"$engine" image inspect "$2" >/dev/null 2>&1 && exit 0
 echo missing
 "$engine" pull -q "$2" >/dev/null & pull=$!
-while kill -0 "$pull" 2>/dev/null; do sleep 2; echo; done
+trap 'kill "$pull" 2>/dev/null; exit 1' HUP INT PIPE TERM
+while kill -0 "$pull" 2>/dev/null; do
+  sleep 2
+  echo 2>/dev/null || { kill "$pull" 2>/dev/null; exit 1; }
+done
 wait "$pull"
 """
 )
+"""Nobody reads the echo once the connection is gone; the pull ends then, too."""
 
 
 def in_image(host: Host, image: str) -> Host:
@@ -74,7 +93,7 @@ def in_image(host: Host, image: str) -> Host:
     for name in list(kept):
         if match := re.fullmatch(r"bringup_container_(\w+_python)", name):
             kept[f"bringup_{match[1]}"] = kept.pop(name)
-    made = replace(host, name=f"{host.name} in {image}", image=image, python="", variables=kept)
+    made = replace(host, name=f"{host.name} in {image}", image=image, variables=kept)
     start(made, (), {})  # what its variables ask for is seen to be wrong before any host is touched
     return made
 
@@ -90,10 +109,16 @@ def start(host: Host, program: Sequence[str], data: Mapping[str, str], *, gpu: b
         raise UsageError(
             f'host {host.name}: bringup_container_shm_size = "{size:.40}" is not a size', "8g, for example"
         )
-    mounts = [word for folder in data.values() for word in ("-v", f"{folder}:{folder}:ro")]
+    folders = list(dict.fromkeys(data.values()))
+    for folder in folders:
+        if not _FOLDER.fullmatch(folder):
+            raise UsageError(
+                f"host {host.name}: the folder {folder!r:.80} cannot be shown to a container",
+                "an absolute path without a comma, a quotation mark or a line's end in it",
+            )
     limits = [word for limit in _words(host, "bringup_container_ulimits", LIMITS) for word in ("--ulimit", limit)]
-    options = [f"--shm-size={size}", *limits, *mounts, *_words(host, "bringup_container_args", ())]
-    return ["sh", "-c", _RUN, "sh", _engine(host), gpus, *options, host.image, *program]
+    options = [f"--shm-size={size}", *limits, *_words(host, "bringup_container_args", ())]
+    return ["sh", "-c", _RUN, "sh", _engine(host), gpus, str(len(folders)), *folders, *options, host.image, *program]
 
 
 def pull(host: Host, transport: Transport, tell: Callable[[str], None]) -> None:
@@ -134,10 +159,15 @@ _KNOWN = (
     ),
     ("permission denied while trying to connect", "this user may not use Docker", "add it to the group docker"),
     ("Cannot connect to the Docker daemon", "the Docker daemon does not run", "journalctl -u docker says why"),
+    ("failed to connect to the docker API", "the Docker daemon does not run", "journalctl -u docker says why"),
     ("could not select device driver", "Docker gives containers no GPUs: the container toolkit is missing", _TOOLKIT),
+    ("no known GPU vendor found", "Docker gives containers no GPUs: the container toolkit is missing", _TOOLKIT),
     ("unresolvable CDI devices", "the engine finds no CDI description of the GPUs", _TOOLKIT),
     ("nvidia-container-cli", "the container toolkit could not give the GPUs to a container", "see `bringup doctor`"),
-    ("executable file not found", "the image {image} has no python3", "name an image with Python 3.9 or newer"),
+    ("not found in $PATH", "the image {image} has no python3", "name an image with Python 3.9 or newer"),
+    ("exec: python3: not found", "the image {image} has no python3", "name an image with Python 3.9 or newer"),
+    ("exec format error", "the image {image} is for another kind of processor", "name one for this host's"),
+    ("no matching manifest", "the image {image} is not there for this host's processor", "name one that is"),
     ("pull access denied", "the image {image} does not exist, or needs a login", f"check its name; {_LOGIN}"),
     ("manifest unknown", "there is no image {image}: no such tag", "check its tag"),
     ("unauthorized", "the registry of {image} wants a login", _LOGIN),

@@ -6,6 +6,7 @@ import base64
 import importlib.resources
 import signal
 import zlib
+from dataclasses import replace
 
 from provision.bundle import Bundle
 from provision.errors import HostError, RemoteCommandError
@@ -31,9 +32,14 @@ def python_of(host: Host) -> str:
     return "python3" if not host.python or host.python.startswith("auto") else host.python
 
 
+def _inside(host: Host) -> Host:
+    """The inventory's interpreter is the host's; an image has its own."""
+    return replace(host, python="") if host.image else host
+
+
 def start_argv(host: Host, bundle: Bundle, plan: Plan, mark: str, answer_s: int) -> list[str]:
     """The command that becomes the wire. `mark` stands before its answers, `answer_s` is the lease in seconds."""
-    argv = bundle_argv(host, bundle, mark, answer_s, "wire")
+    argv = bundle_argv(_inside(host), bundle, mark, answer_s, "wire")
     if host.image:
         folders = {name: value for name, value in plan.data.items() if value.startswith("/")}  # not an address
         argv = container.start(host, argv, folders, gpu=plan.device == "gpu")
@@ -61,14 +67,21 @@ def not_started(host: Host, status: int, tail: bytes) -> HostError:
                 "allow the user NOPASSWD in sudoers for this, or set ansible_become=false",
             )
         return RemoteCommandError(f"{host.name}: sudo does not work on the host: {said}", "try `sudo -n true` there")
+    if status == _NOT_FOUND and host.image:
+        return RemoteCommandError(
+            f"{host.name}: the image {host.image} has no python3 ({said})", "name an image with Python 3.9 or newer"
+        )
     if status == _NOT_FOUND:
         return RemoteCommandError(
             f"{host.name}: no {python_of(host)} on the host ({said})",
             "install it (`bringup provision` does), or set ansible_python_interpreter to a Python 3.9 or newer",
         )
     return RemoteCommandError(
-        f"{host.name}: {python_of(host)} did not start the checks; {how_it_ended(status, tail)}",
-        "try `python3 -c 'print(1)'` over ssh on the host",
+        f"{host.name}: {python_of(_inside(host))} did not start the checks; {how_it_ended(status, tail)}",
+        f"try on the host: docker run --rm {host.image} python3 -c 'print(1)'; where its entrypoint is a program, "
+        "bringup_container_args='--entrypoint=' takes it out"
+        if host.image
+        else "try `python3 -c 'print(1)'` over ssh on the host",
     )
 
 
