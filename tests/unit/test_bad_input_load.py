@@ -20,12 +20,14 @@ from provision.remote import container
 from provision.remote.start import not_started
 from tests.doubles import GPU_IS_LOST, error, recording, result
 from tests.doubles.replay_pynvml import Replay
+from tests.unit.test_links_jobs import HANGS, Plant, end, plant, run
 from validators import check
 from validators.probes import kernel_log, nvml, pci, pythons, workload
 from validators.schema import ERROR, HOST, RAN, CheckRequest, Measurement, Outcome, Plan, Progress, Record, Scalar
 from validators.workloads import cifar_step, links_ranks, memory
 from validators.workloads.cifar_optimizer import MUON
 
+__all__ = ["plant"]  # a fixture
 FALLS = 5
 BUSY = {"nvmlDeviceGetUtilizationRates(*)": result({"struct": {"gpu": 99, "memory": 50}})}
 LOST = "CUDA error: an uncorrectable error: the GPU has fallen off the bus"
@@ -142,6 +144,14 @@ def test_cifar_trains_in_smaller_parts_where_memory_runs_out(
     else:
         with pytest.raises(MemoryError, match=r"even at 50 images at a time: CUDA out of memory\. Tried .* 2 GiB"):
             trainer.prepare()
+
+
+def test_an_all_reduce_that_hangs_ends_by_its_own_deadline_and_not_by_the_jobs(plant: Plant) -> None:
+    plant(HANGS)
+    detail = end(run(ranks=2, hang_s=2.0, job_s=60.0, alone_s=60.0)).detail
+    assert "all-reduce of rank0 with rank1: " in detail
+    assert "(last begun: pair 0-1)" in detail
+    assert "timed out after" not in detail, "the words of the job's deadline"
 
 
 IMAGE = "registry.example/torch:1"
