@@ -148,7 +148,7 @@ def test_cifar_trains_in_smaller_parts_where_memory_runs_out(
 
 def test_an_all_reduce_that_hangs_ends_by_its_own_deadline_and_not_by_the_jobs(plant: Plant) -> None:
     plant(HANGS)
-    detail = end(run(ranks=2, hang_s=2.0, job_s=60.0, alone_s=60.0)).detail
+    detail = end(run(hang_s=2.0, job_s=60.0, alone_s=60.0)).detail
     assert "all-reduce of rank0 with rank1: " in detail
     assert "(last begun: pair 0-1)" in detail
     assert "timed out after" not in detail, "the words of the job's deadline"
