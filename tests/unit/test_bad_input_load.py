@@ -161,6 +161,11 @@ NO_PYTHON = (
     "found in $PATH: unknown."
 )
 
+NO_PYTHON_IN_PODMAN = (
+    "Error: crun: executable file `python3` not found in $PATH: No such file or directory: OCI runtime attempted to "
+    "invoke a command that was not found"
+)
+
 
 def started(folder: Path, said: str = "") -> tuple[int, bytes]:
     """The command for a host's image, run here where only `folder` is on the PATH: exit status and stderr."""
@@ -181,7 +186,8 @@ def test_a_host_without_docker_or_podman_says_so(tmp_path: Path) -> None:
     assert "bringup provision" in told.hint
 
 
-def test_an_image_without_python_is_named(tmp_path: Path) -> None:
-    told = not_started(Host("box", "box", image=IMAGE), *started(tmp_path, NO_PYTHON))
+@pytest.mark.parametrize("words", [NO_PYTHON, NO_PYTHON_IN_PODMAN], ids=["runc", "crun"])
+def test_an_image_without_python_is_named(tmp_path: Path, words: str) -> None:
+    told = not_started(Host("box", "box", image=IMAGE), *started(tmp_path, words))
     assert told.message == f"box: the image {IMAGE} has no python3"
     assert "Python 3.9" in told.hint
