@@ -12,14 +12,14 @@ from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from validators.check import Context, Metric, Skip
 from validators.probes import nvml, pci, pythons
-from validators.probes.gpu_state import COMPUTE_MODES, MAX_NAMED_PROCESSES
-from validators.probes.load_trace import BRAKED, POWER, THERMAL, Sampler, Trace
+from validators.probes.gpu_state import COMPUTE_MODES, GRAPHICS, MAX_NAMED_PROCESSES, SM
+from validators.probes.load_trace import BRAKED, THERMAL, UNHINDERED, Sampler, Trace
 from validators.probes.sysfs import Files
 from validators.schema import ERROR, NOT_APPLICABLE, SKIPPED, Progress, Record, Scalar
 
 UNDER_LOAD: Tuple[Metric, ...] = (
     Metric("sm_clock_under_load", "MHz", "median clock of the multiprocessors"),
-    Metric("clock_held_low", "bool", "whether that is under 0.8 of the highest, and neither power nor heat is why"),
+    Metric("clock_held_low", "bool", "whether it was under 0.8 of what the card allows, not for power or heat"),
     Metric("power_under_load", "W", "highest power draw"),
     Metric("temperature_under_load", "celsius", "highest temperature"),
     Metric("throttle_reasons_under_load", "text", "all that held the clock back; a software power cap is usual"),
@@ -30,8 +30,12 @@ UNDER_LOAD: Tuple[Metric, ...] = (
 )  # fmt: skip
 """What `watched` measures of each GPU; a check that uses it declares these metrics."""
 
+APPLICATION_CLOCKS = 0x2
+"""nvmlClocksEventReasonApplicationsClocksSetting."""
 HELD_LOW = 0.8
 """Share of the highest clock under which a clock without power or heat as its reason was set by somebody."""
+HELD_SHARE = 0.5
+"""Such a clock must have been read in so large a share of the readings: a reading on the way up says nothing."""
 
 
 @contextmanager
@@ -59,7 +63,9 @@ def ready(ctx: Context, framework: str) -> Iterator[Tuple[str, List[nvml.Gpu]]]:
         if free:
             yield _python(ctx, framework, free), free
         elif ERROR in reasons:
-            raise RuntimeError(reasons[ERROR])
+            raise RuntimeError("; ".join([reasons[ERROR], *(one.note for one in lost)]))
+        elif lost:  # not a host to be skipped
+            raise RuntimeError("; ".join([*reasons.values(), *(one.note for one in lost)]))
         else:
             raise Skip(reasons[SKIPPED])
         if lost:
@@ -90,11 +96,16 @@ def obstacle(gpu: nvml.Gpu, share: bool) -> Tuple[str, str]:
     if not isinstance(mig, nvml.Absent) and mig[0]:
         return SKIPPED, "MIG is on: the card as a whole cannot be loaded; nvidia-smi -mig 0 turns it off"
     mode = gpu.get("GetComputeMode")
-    if COMPUTE_MODES.get(0 if isinstance(mode, nvml.Absent) else mode) == "prohibited":
+    name = COMPUTE_MODES.get(0 if isinstance(mode, nvml.Absent) else mode, "")
+    if name == "prohibited":
         return ERROR, "its compute mode is Prohibited: no program can use it; nvidia-smi -c DEFAULT allows it"
-    users = [] if share else _users(gpu)
-    if users:
-        named = ", ".join(users)
+    named = ", ".join(_users(gpu))
+    if named and name.startswith("exclusive"):
+        return (
+            ERROR,
+            f"in use by {named}, and its compute mode is Exclusive: no second program can use it; end the first",
+        )
+    if named and not share:
         return ERROR, f"in use by {named}; a load now would disturb it and be disturbed: end it, or insist with --share"
     return "", ""
 
@@ -177,13 +188,23 @@ def under_load(ctx: Context, gpu: nvml.Gpu, trace: Trace) -> None:
 
 
 def _held_low(gpu: nvml.Gpu, trace: Trace) -> Union[bool, nvml.Absent]:
-    """A clock that somebody locked (nvidia-smi -lgc, -ac) has no reason that NVML would name."""
-    clock, highest = trace.median("sm_clock"), nvml.number(gpu.get("GetMaxClockInfo", 1))
-    held_back = trace.throttled(THERMAL | BRAKED | POWER)
-    for one in (clock, highest, held_back):
+    """Whether somebody locked the clock (nvidia-smi -lgc, -ac). No event reason of NVML's says that for certain, so:
+    most readings without heat, brake or power limit, and their median under HELD_LOW of what the card allows.
+
+    That is its highest clock; where the reason "application clocks" is on, no more than the card's own default for
+    them, under which some old cards (K80: 562 of 875 MHz) stay without anybody's doing.
+    """
+    highest = nvml.number(gpu.get("GetMaxClockInfo", SM))
+    limited = trace.throttled(APPLICATION_CLOCKS)
+    for one in (trace.median("sm_clock"), highest, limited):
         if isinstance(one, nvml.Absent):
             return one
-    return not held_back and clock < HELD_LOW * highest  # type: ignore[operator]  # none of them is Absent
+    default = nvml.number(gpu.get("GetDefaultApplicationsClock", GRAPHICS)) if limited else highest
+    known = [float(one) for one in (highest, default) if not isinstance(one, nvml.Absent) and one > 0]
+    free = trace.median(UNHINDERED)
+    if isinstance(free, nvml.Absent) or trace.share(UNHINDERED, "reasons") < HELD_SHARE:
+        return False
+    return free < HELD_LOW * min(known, default=0.0)
 
 
 def put(ctx: Context, subject: str, metric: str, value: Union[Scalar, nvml.Absent]) -> None:

@@ -6,7 +6,7 @@ import statistics
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Mapping, Optional, Union
+from typing import Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 from validators.probes.gpu_state import reasons
 from validators.probes.nvml import FUNCTION_NOT_FOUND, Absent, Gpu, number, part
@@ -22,17 +22,40 @@ POWER = 0x4
 """Software power cap: how cards work under load."""
 LOADED_PERCENT = 90.0
 """Utilisation from which on a sample counts as taken under load."""
+KEPT = 4096
+"""Values of a series that are kept; a load of days has more, and every other one is then dropped."""
+UNHINDERED = "unhindered_sm_clock"
+"""The series of clocks that were read while neither heat, nor a brake, nor the power limit held the clock back."""
 
-Series = Dict[str, List[float]]
 Readings = Mapping[str, Union[int, float, Absent]]
 """What was read at one moment, by name."""
+
+
+@dataclass
+class Series:
+    """Values in the order in which they came: every `every`-th of `seen`, at most KEPT; and the highest of all."""
+
+    values: List[float] = field(default_factory=list)
+    every: int = 1
+    seen: int = 0
+    top: float = float("-inf")
+
+    def add(self, value: float) -> None:
+        """Take one."""
+        if self.seen % self.every == 0:
+            self.values.append(value)
+        self.seen += 1
+        self.top = max(self.top, value)
+        if len(self.values) >= KEPT:
+            del self.values[1::2]
+            self.every *= 2
 
 
 @dataclass
 class Trace:
     """What was read under load. `absent`: why a series has no values."""
 
-    series: Series = field(default_factory=dict)
+    series: Dict[str, Series] = field(default_factory=dict)
     absent: Dict[str, Absent] = field(default_factory=dict)
     mask: int = 0
 
@@ -44,19 +67,26 @@ class Trace:
                 self.absent.setdefault(name, value)
         if numbers.get("utilisation", 100.0) >= LOADED_PERCENT:
             for name, value in numbers.items():
-                self.series.setdefault(name, []).append(value)
+                self.series.setdefault(name, Series()).add(value)
             self.mask |= int(numbers.get("reasons", 0))
+            if {"reasons", "sm_clock"} <= set(numbers) and not int(numbers["reasons"]) & (THERMAL | BRAKED | POWER):
+                self.series.setdefault(UNHINDERED, Series()).add(numbers["sm_clock"])
         return numbers
 
     def median(self, name: str) -> Union[float, Absent]:
         """The middle value under load, or why there is none."""
-        values = self.series.get(name)
-        return statistics.median(values) if values else self.missing(name)
+        found = self.series.get(name)
+        return statistics.median(found.values) if found else self.missing(name)
 
     def highest(self, name: str) -> Union[float, Absent]:
         """The highest value under load, or why there is none."""
-        values = self.series.get(name)
-        return max(values) if values else self.missing(name)
+        found = self.series.get(name)
+        return found.top if found else self.missing(name)
+
+    def share(self, name: str, of: str) -> float:
+        """How many values a series has by those of another; 0 where that has none."""
+        counts = [self.series[one].seen if one in self.series else 0 for one in (name, of)]
+        return counts[0] / counts[1] if counts[1] else 0.0
 
     def missing(self, name: str) -> Absent:
         """Why a series is empty."""
@@ -95,7 +125,7 @@ class Sampler:
     """Reads a GPU every `period_s` seconds in a thread, from `start` to `stop`. NVML stays open for as long.
 
     `sample` is given a reading at most every `apart_s` seconds: a day's trace must fit into a report. `look` sees every
-    one, as it comes. `more` reads what else a check wants of the GPU.
+    one, as it comes, an empty one where nothing could be read. `more` reads what else a check wants of the GPU.
     """
 
     def __init__(
@@ -131,11 +161,20 @@ class Sampler:
         began, due = time.monotonic(), 0.0
         while not self._end.is_set():
             t_s = time.monotonic() - began
-            further = self._more(self._gpu)
-            numbers = self.trace.add({**reading(self._gpu), **further})
+            further, numbers = self._read()
             values = {name: numbers[name] for name in (*TRACED, *further) if name in numbers}
             if values and t_s >= due:
                 self._sample(t_s, values)
                 due = t_s + self._apart_s
             self._look(t_s, numbers)
             self._end.wait(self._period_s)
+
+    def _read(self) -> Tuple[Readings, Dict[str, float]]:
+        """One reading. What the binding cannot make sense of (a GPU that falls off) must not end the watch."""
+        try:
+            further = self._more(self._gpu)
+            return further, self.trace.add({**reading(self._gpu), **further})
+        except Exception as problem:  # noqa: BLE001 - a thread's boundary: noted, and the next reading is tried
+            text = f"NVML could not be read: {type(problem).__name__}: {problem}"
+            self.trace.add({name: Absent(UNKNOWN, text[:500]) for name in (*TRACED, "reasons", "pcie_generation")})
+            return {}, {}
