@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Dict, List, Mapping, Optional, Tuple
 
@@ -11,12 +12,21 @@ from validators.check import Context, Metric, check
 from validators.probes import gpu_load, kernel_log, nvml, workload, xid
 from validators.probes.load_trace import Readings, Sampler
 from validators.probes.soak_limits import COUNTERS, Limits, limits, readings
-from validators.schema import HOST, Record, Sample
+from validators.schema import HOST, Progress, Record, Sample
 
 DURATION_S = 600.0
 """Seconds of load where --duration does not say otherwise."""
 POINTS = 1500
-"""Points of the trace that are kept for one GPU, whatever the duration: a report can show so many."""
+"""Points of a trace that one GPU may send, whatever the duration: a report can show so many."""
+POINTS_IN_ALL = 12_000
+"""Of all GPUs of the host: with as many of the workload's samples and of its progress this stays under the runner's
+50,000 records and 16 MiB of one check."""
+FIGURES = 5
+"""Rates of one load from which on its drift is told."""
+LOST_S = 30.0
+"""Seconds without any answer of NVML after which a GPU counts as fallen off."""
+STALL_S = 600.0
+"""Seconds without a word of the workload, beside its slices, after which it counts as hung."""
 START_S = 120.0
 """Seconds that the workload may take beyond its duration: imports, the first products, the last slice."""
 
@@ -27,7 +37,7 @@ METRICS: Tuple[Metric, ...] = (
     Metric("products_wrong", "count", "products that were wrong"),
     Metric("memory_errors", "count", "64-bit words of memory that did not keep their pattern"),
     Metric("rate", "ratio", "median rate of a load, as a share of its first tenth (label: which, and its figures)"),
-    Metric("drift", "ratio", "rate of the last tenth of the time by that of the first tenth; label: which load"),
+    Metric("drift", "ratio", "rate of a load's last tenth of slices by that of its first tenth (label: which load)"),
     Metric("spread_between_gpus", "ratio", "largest less smallest median rate of the host's GPUs, by the middle one"),
     Metric("time_throttled_by_heat", "ratio", "share of the readings under load with a thermal slowdown"),
     Metric("memory_temperature_under_load", "celsius", "highest temperature of the memory"),
@@ -60,19 +70,24 @@ def soak(ctx: Context) -> None:
         _on_cpu(ctx)
         return
     with gpu_load.ready(ctx, "torch") as (python, gpus):
-        loads = {gpu.uuid: _Load() for gpu in gpus}
-        before = _kernel_log()
-        gpu_load.on_each(gpus, lambda gpu: _on_gpu(ctx, python, gpu, loads[gpu.uuid], before))
+        loads = {gpu.uuid: _Load(min(POINTS, POINTS_IN_ALL // len(gpus))) for gpu in gpus}
+        since = _newest_line()
+        gpu_load.on_each(gpus, lambda gpu: _on_gpu(ctx, python, gpu, loads[gpu.uuid], since))
         _between(ctx, loads)
 
 
 @dataclass
 class _Load:
-    """What came from one GPU's workload: rates by load, with their times, and the last of the running counts."""
+    """What came from one GPU's workload: rates by load, with their times, and the last of the running counts.
 
+    `points`: samples that go on to the operator. `heard`: when it last said something, by the monotonic clock.
+    """
+
+    points: int = POINTS
     rates: Dict[str, List[Tuple[float, float]]] = field(default_factory=dict)
     counts: Dict[str, int] = field(default_factory=dict)
     last_s: float = 0.0
+    heard: float = field(default_factory=time.monotonic)
 
     def take(self, sample: Sample) -> None:
         self.last_s = max(self.last_s, sample.t_s)
@@ -82,71 +97,103 @@ class _Load:
             elif name.startswith("rate_"):
                 self.rates.setdefault(name[len("rate_") :], []).append((sample.t_s, value))
 
-    def part(self, name: str, first: float, last: float) -> Optional[float]:
-        """The median rate between two shares of the time."""
-        values = [rate for t_s, rate in self.rates[name] if first * self.last_s <= t_s <= last * self.last_s]
-        return statistics.median(values) if values else None
+    def median(self, name: str) -> float:
+        """The median rate."""
+        return statistics.median(rate for _, rate in self.rates[name])
+
+    def ends(self, name: str) -> Tuple[float, float]:
+        """The median rates of the first and of the last tenth of a load's slices. Raises ValueError: none to tell."""
+        figures = [rate for _, rate in self.rates[name]]
+        ended_s = self.rates[name][-1][0]
+        if len(figures) < FIGURES:
+            raise ValueError(f"too short: {len(figures)} slices, {FIGURES} are needed")
+        if ended_s < 0.8 * self.last_s:
+            raise ValueError(f"it ended after {ended_s:.0f} of {self.last_s:.0f} s")
+        tenth = max(1, len(figures) // 10)
+        return statistics.median(figures[:tenth]), statistics.median(figures[-tenth:])
 
 
 class _Listening(Context):
-    """The same context, noting what the workload sends; it goes on to the operator all the same."""
+    """The same context, noting all that the workload sends. No more of it goes on to the operator than the load's
+    `points` samples and as much progress within the duration; each of the loads has its share.
+    """
 
-    def __init__(self, ctx: Context, load: _Load) -> None:
+    def __init__(self, ctx: Context, load: _Load, duration_s: float) -> None:
         super().__init__(ctx.info, ctx.request, ctx.plan, self._note)
-        self._pass_on, self._load = ctx.forward, load
+        self._pass_on, self._load, self._apart_s = ctx.forward, load, duration_s / load.points
+        self._due: Dict[str, float] = {}
+        self._told = float("-inf")
 
     def _note(self, record: Record) -> None:
+        self._load.heard = time.monotonic()
         if isinstance(record, Sample):
             self._load.take(record)
+            name = next((one for one in record.values if one not in COUNTERS), "")
+            if record.t_s < self._due.get(name, 0.0):
+                return
+            self._due[name] = record.t_s
+            self._due[name] += self._apart_s * len(self._due)
+        elif isinstance(record, Progress):
+            if self._load.heard < self._told + self._apart_s:
+                return
+            self._told = self._load.heard
         self._pass_on(record)
 
 
-def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, load: _Load, before: Mapping[str, int]) -> None:
+def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, load: _Load, since: Optional[float]) -> None:
     with ctx.subject(gpu.uuid):
         duration_s = float(ctx.request.params.get("duration_s", DURATION_S))
-        guard = _Guard(limits(gpu))
+        guard = _Guard(limits(gpu), load, float(ctx.request.params.get("slice_s", 0.0)))
         first = readings(gpu)
 
         sampler = Sampler(
             gpu,
             lambda t_s, values: ctx.sample(t_s, values, gpu.uuid),
             period_s=1.0,
-            apart_s=duration_s / POINTS,
+            apart_s=duration_s / load.points,
             more=readings,
             look=guard.look,
         )
         params = {**ctx.request.params, "subject": gpu.uuid, "duration_s": duration_s}
         problem = ""
-        with gpu_load.watched(_Listening(ctx, load), gpu, sampler=lambda _gpu: sampler) as watching:
+        with gpu_load.watched(_Listening(ctx, load, duration_s), gpu, sampler=lambda _gpu: sampler) as watching:
             try:
                 workload.run_workload(
                     watching, python, "soak", params,
                     gpus=(gpu.uuid,), timeout_s=duration_s + START_S, stop=guard.stop,
                 )  # fmt: skip
             except RuntimeError as ended:  # what it measured until then stands
-                problem = guard.why or str(ended)
+                problem = guard.why or guard.fault or str(ended)
         _results(ctx, gpu.uuid, load, problem, guard)
         gpu_load.put(ctx, gpu.uuid, "memory_temperature_under_load", sampler.trace.highest("memory_temperature"))
-        _during(ctx, gpu, first, before)
+        _during(ctx, gpu, first, since)
         if problem and not guard.why:
             raise RuntimeError(problem)
 
 
 class _Guard:
-    """Ends the load of one GPU, once and for all, where it reaches a limit."""
+    """Ends the load of one GPU, once and for all: `why` where it reaches a limit, `fault` where it is lost or hangs."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, load: _Load, slice_s: float) -> None:
         self.stop = threading.Event()
-        self.why = ""
-        self._limits = limits
+        self.why = self.fault = ""
+        self._limits, self._load, self._stall_s = limits, load, STALL_S + slice_s
+        self._answered_s = 0.0
         self.hot = self.readings = 0
 
-    def look(self, _t_s: float, numbers: Mapping[str, float]) -> None:
-        self.readings += 1
-        self.hot += self._limits.hot(numbers)
-        why = self._limits.reached(numbers)
-        if why and not self.why:
-            self.why = why
+    def look(self, t_s: float, numbers: Mapping[str, float]) -> None:
+        if self.stop.is_set():
+            return
+        if numbers:
+            self._answered_s = t_s
+            self.readings += 1
+            self.hot += self._limits.hot(numbers)
+        self.why = self._limits.reached(numbers)
+        if t_s > self._answered_s + LOST_S:
+            self.fault = f"the GPU is lost: NVML has had no answer from it for {LOST_S:.0f} s; dmesg may say why"
+        elif time.monotonic() > self._load.heard + self._stall_s:
+            self.fault = f"the workload hangs: it has said nothing for {self._stall_s:.0f} s"
+        if self.why or self.fault:
             self.stop.set()
 
 
@@ -160,18 +207,21 @@ def _results(ctx: Context, subject: str, load: _Load, problem: str, guard: Optio
             ctx.unknown(name, problem or "the workload counted none", subject)
     for name in load.rates:
         labels = {"load": name}
-        first, whole, last = load.part(name, 0.0, 0.1), load.part(name, 0.0, 1.0), load.part(name, 0.9, 1.0)
-        if not first or whole is None or last is None:
-            ctx.unknown("drift", "too short: no figure in the first or the last tenth", subject, labels)
+        try:
+            first, last = load.ends(name)
+        except ValueError as why:
+            ctx.unknown("drift", str(why), subject, labels)
             continue
-        told = {**labels, "first": f"{first:.4g}", "last": f"{last:.4g}", "median": f"{whole:.4g}"}
-        ctx.measure("rate", whole / first, subject, told)
+        told = {**labels, "first": f"{first:.4g}", "last": f"{last:.4g}", "median": f"{load.median(name):.4g}"}
+        ctx.measure("rate", load.median(name) / first, subject, told)
         ctx.measure("drift", last / first, subject, told)
+    if not load.rates:
+        ctx.unknown("drift", problem or "no load sent a rate", subject)
     if guard is not None and guard.readings:
         ctx.measure("time_throttled_by_heat", guard.hot / guard.readings, subject)
 
 
-def _during(ctx: Context, gpu: nvml.Gpu, first: Readings, before: Mapping[str, int]) -> None:
+def _during(ctx: Context, gpu: nvml.Gpu, first: Readings, since: Optional[float]) -> None:
     """What the counters of GPU and kernel did meanwhile."""
     last = readings(gpu)
     for name in ("ecc_corrected", "ecc_uncorrected", "pcie_replays"):
@@ -182,33 +232,39 @@ def _during(ctx: Context, gpu: nvml.Gpu, first: Readings, before: Mapping[str, i
         else:
             ctx.measure(f"{name}_during", int(ended - begun), gpu.uuid)  # type: ignore[operator]  # neither is Absent
     address = gpu.pci_address()
-    after = _kernel_log()
-    if not after or not before or isinstance(address, nvml.Absent):
+    try:
+        lines = kernel_log.read().lines
+    except kernel_log.LogUnreadable:
+        since = None
+    if since is None or isinstance(address, nvml.Absent):
         ctx.unknown("xids_during", "the kernel's log cannot be read", gpu.uuid)
         return
-    fresh = {line: count - before.get(line, 0) for line, count in after.items() if line.startswith(address[:-2])}
-    new = {line: count for line, count in fresh.items() if count > 0}
-    ctx.measure("xids_during", sum(new.values()), gpu.uuid, note="; ".join(new))
+    events = xid.xids(line for line in lines if line.t_s > since)  # not counted from the boot: the log forgets
+    new = [one for one in events if one.pci_address.startswith(address[:-2])]
+    note = "; ".join(f"Xid {one.number}: {one.line}" for one in new)
+    ctx.measure("xids_during", sum(one.count for one in new), gpu.uuid, note=note)
 
 
-def _kernel_log() -> Dict[str, int]:
-    """XIDs by "address number": how often; "read" is always there, an empty answer is a log that cannot be read."""
+def _newest_line() -> Optional[float]:
+    """Seconds since boot of the newest line in the kernel's log, None where that cannot be read."""
     try:
-        events = xid.xids(kernel_log.read().lines)
+        return max((line.t_s for line in kernel_log.read().lines), default=-1.0)
     except kernel_log.LogUnreadable:
-        return {}
-    return {"read": 0, **{f"{one.pci_address} Xid {one.number}": one.count for one in events}}
+        return None
 
 
 def _between(ctx: Context, loads: Mapping[str, _Load]) -> None:
     """How far the GPUs of the host lie apart, for each load that more than one has."""
+    told = False
     for name in sorted({name for load in loads.values() for name in load.rates}):
-        medians = [load.part(name, 0.0, 1.0) for load in loads.values() if name in load.rates]
-        found = sorted(one for one in medians if one is not None)
+        found = sorted(load.median(name) for load in loads.values() if name in load.rates)
         if len(found) > 1:
             ctx.measure("spread_between_gpus", (found[-1] - found[0]) / statistics.median(found), HOST, {"load": name})
+            told = True
     if len(loads) < 2:
         ctx.not_applicable("spread_between_gpus", "one GPU")
+    elif not told:
+        ctx.unknown("spread_between_gpus", "no two GPUs sent rates of the same load")
 
 
 def _on_cpu(ctx: Context) -> None:
@@ -216,7 +272,8 @@ def _on_cpu(ctx: Context) -> None:
     duration_s = float(ctx.request.params.get("duration_s", DURATION_S))
     params = {**ctx.request.params, "subject": HOST, "duration_s": duration_s}
     python = gpu_load.on_the_cpu(ctx, "torch")
-    workload.run_workload(_Listening(ctx, load), python, "soak", params, gpus=None, timeout_s=duration_s + START_S)
+    listening = _Listening(ctx, load, duration_s)
+    workload.run_workload(listening, python, "soak", params, gpus=None, timeout_s=duration_s + START_S)
     _results(ctx, HOST, load, "", None)
     measured = ("soak_time", "soak_complete", "products_verified", "products_wrong", "memory_errors", "rate", "drift")
     gpu_load.not_on_the_cpu(ctx, but=measured)

@@ -6,6 +6,7 @@ ended early. Products: validators/workloads/products.py, every one verified; pat
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Callable, Dict, List, Mapping, Tuple
 
@@ -15,6 +16,7 @@ from validators.schema import HOST, Record, Scalar
 from validators.workloads import memory, memory_patterns
 from validators.workloads.kinds import Kind, whole_precision
 from validators.workloads.matmul import OPERATION_FAILED, applicable, open_device
+from validators.workloads.products import Run, measure
 from validators.workloads.results import Results
 from validators.workloads.sizing import largest, limit_memory, memory_of
 
@@ -81,11 +83,21 @@ def _loads(device: torch.device, gib: float) -> Dict[str, Slice]:
 def _products(kind: Kind, device: torch.device) -> Slice:
     size = 0  # chosen in the first slice, kept for the others: rates of different sizes cannot be compared
 
+    def slice_of(seconds: float) -> Run:
+        memory = memory_of(device)  # hands back what the load before held
+        if size:  # no probing again: it would leave the device idle between its kernels
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):
+                return measure(kind, size, device, seconds)
+        return largest(kind, device, seconds, size, memory=memory_of(device) if size else memory)
+
     def run(seconds: float) -> Tuple[float, Dict[str, int]]:
         nonlocal size
-        found = largest(kind, device, seconds, size, memory=memory_of(device))
+        found = slice_of(seconds)
         size = found.n
-        return found.rate(0.5), {"products_verified": found.verified, "products_wrong": found.wrong}
+        return found.mean_rate, {
+            "products_verified": found.verified,
+            "products_wrong": found.wrong + bool(found.operands_wrong),
+        }
 
     return run
 
