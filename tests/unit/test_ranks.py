@@ -22,6 +22,13 @@ def main(params, emit):
     rank = int(os.environ["RANK"])
     if rank == params.get("dies"):
         raise RuntimeError("CUDA error: the launch timed out and was terminated")
+    if "says_%d" % rank in params:
+        time.sleep(float(rank == params.get("slow")))
+        raise RuntimeError(params["says_%d" % rank])
+    if rank == 0 and params.get("taken") == int(os.environ["MASTER_PORT"]):
+        raise RuntimeError("The server socket has failed to listen on any address. code: -98, name: EADDRINUSE")
+    if rank == params.get("closes"):
+        os.closerange(2, 64)
     time.sleep(float(params.get("sleeps", 0)))
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         emit(Measurement("links", "host", name, int(os.environ[name]), "count", {"rank": str(rank)}))
@@ -39,7 +46,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    gpus: tuple[str, ...] = (), params: dict[str, int] | None = None, **more: object
+    gpus: tuple[str, ...] = (), params: dict[str, int | str] | None = None, **more: object
 ) -> dict[str, dict[str, object]]:
     records: list[Record] = []
     asked = CheckRequest("links", 60.0)
@@ -78,6 +85,44 @@ def test_a_rank_that_dies_is_named_with_its_gpu_and_ends_the_others() -> None:
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"rank 1 on GPU-b: .*the launch timed out"):
         run(("GPU-a", "GPU-b"), {"dies": 1, "sleeps": 25})
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.usefixtures("planted")
+def test_the_rank_that_failed_is_named_and_not_the_one_that_its_end_brought_down() -> None:
+    """Its peer's sockets close first, and it takes its time to end."""
+    peer = "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"
+    with pytest.raises(RuntimeError, match=r"rank 1 on GPU-b: .*uncorrectable ECC") as caught:
+        run(("GPU-a", "GPU-b"), {"says_0": peer, "says_1": "CUDA error: uncorrectable ECC error", "slow": 1})
+    assert "gloo" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_collective_that_hangs_in_every_rank_ends_at_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = workload.run_workload
+    monkeypatch.setattr(workload, "run_workload", lambda *args, **how: real(*args, **{**how, "timeout_s": 1.0}))
+    with pytest.raises(
+        RuntimeError, match=r"rank . on GPU-.: workload x_rank timed out after 1 s; 1 more of its ranks"
+    ):
+        run(("GPU-a", "GPU-b"), {"sleeps": 60})
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_port_that_somebody_else_took_meanwhile_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = [1, 2]
+    monkeypatch.setattr(ranks, "free_port", lambda: ports.pop(0))
+    assert run(("GPU-a", "GPU-b"), {"taken": 1})["0"]["MASTER_PORT"] == 2
+    assert ports == []
+    with pytest.raises(RuntimeError, match="EADDRINUSE"):
+        run(("GPU-a", "GPU-b"), {"taken": 7}, port=7)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_workload_that_closed_its_streams_and_lives_on_is_ended_on_request() -> None:
+    """Or a rank whose library daemonises would hold up the others until the deadline."""
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="rank 0 on GPU-a"):
+        run(("GPU-a", "GPU-b"), {"says_0": "RuntimeError: gone", "closes": 1, "sleeps": 25})
     assert time.monotonic() - began < 15
 
 

@@ -10,6 +10,15 @@ from validators.check import Context
 from validators.probes import workload
 from validators.schema import Scalar
 
+GRACE_S = 2.0
+"""Seconds after the first failure in which the others tell theirs: a rank whose peer died often ends before it."""
+OF_A_PEER = (
+    "closed by peer", "reset by peer", "Broken pipe", "Socket Timeout", "remote process exited", "ncclRemoteError",
+    "timed out after",
+)  # fmt: skip
+"""Words of gloo, NCCL and our own deadline by which a rank says that another one failed it."""
+PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
+
 
 def run_ranks(
     ctx: Context,
@@ -30,16 +39,40 @@ def run_ranks(
 
     Each process finds RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment,
     as under torchrun; `first_rank` and `world` place this host's processes among those of several hosts. As one fails
-    the others are ended. Raises RuntimeError with the first failure, which names its rank and its GPU.
+    the others are ended. Raises RuntimeError with the first failure that is not about another rank; it names its rank
+    and its GPU. Where somebody else took a port that was found here, it is tried once more with another one.
     """
     count = ranks or len(gpus)
     shared = {
         "WORLD_SIZE": str(world or count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": master,
-        "MASTER_PORT": str(port or free_port()),
         **(environment or {}),
     }
+    for attempt in (1, 2):
+        own = {"MASTER_PORT": str(port or free_port()), **shared}
+        failures = _once(ctx, python, name, params, gpus=gpus, timeout_s=timeout_s, count=count,
+                         first_rank=first_rank, shared=own)  # fmt: skip
+        taken = any(words in one for one in failures for words in PORT_TAKEN)
+        if not taken or port or attempt == 2:
+            break
+    if failures:
+        raise RuntimeError(_cause(failures))
+
+
+def _once(
+    ctx: Context,
+    python: str,
+    name: str,
+    params: Mapping[str, Scalar],
+    *,
+    gpus: Sequence[str],
+    timeout_s: float,
+    count: int,
+    first_rank: int,
+    shared: Mapping[str, str],
+) -> List[str]:
+    """The failures, in the order in which they came."""
     stop = threading.Event()
     failures: List[str] = []
 
@@ -53,6 +86,8 @@ def run_ranks(
             if not stop.is_set():
                 where = f" on {gpus[local]}" if local < len(gpus) else ""
                 failures.append(f"rank {first_rank + local}{where}: {problem}")
+                if len(failures) < count:
+                    stop.wait(GRACE_S)
             stop.set()
 
     threads = [threading.Thread(target=run, args=(local,)) for local in range(count)]
@@ -60,8 +95,14 @@ def run_ranks(
         thread.start()
     for thread in threads:
         thread.join()
-    if failures:
-        raise RuntimeError(failures[0])
+    return failures
+
+
+def _cause(failures: Sequence[str]) -> str:
+    own = [one for one in failures if not any(words in one for words in OF_A_PEER)]
+    others = len(failures) - 1
+    said = f"; {others} more of its ranks failed" if others and not own else ""
+    return (own or failures)[0] + said
 
 
 def free_port() -> int:

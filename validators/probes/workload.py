@@ -23,6 +23,8 @@ BOOT = (
 )
 """sys.path[0] is the working directory under -c: what lies there must not stand before the framework."""
 TAIL_BYTES = 16 * 1024
+KILL_S = 10.0
+"""Seconds that SIGKILL gets: a process that is stuck inside the driver does not die, and must not hold up the rest."""
 
 
 def run_workload(
@@ -60,8 +62,8 @@ def run_workload(
         raise RuntimeError(f"{python} cannot be run: {problem.strerror}") from None
     finally:
         os.close(records_out)
-    with process, os.fdopen(records_in, "rb", buffering=0) as records:
-        assert process.stdin and process.stderr  # noqa: S101 - for mypy: they are pipes
+    assert process.stdin and process.stderr  # noqa: S101 - for mypy: they are pipes
+    with process.stdin, process.stderr, os.fdopen(records_in, "rb", buffering=0) as records:
         with contextlib.suppress(BrokenPipeError):  # it is gone already; why is said below
             lease.write_all(process.stdin.fileno(), json.dumps(dict(params)).encode() + b"\n")
         watch = _Watch(ctx, name, process, stop or threading.Event())
@@ -70,9 +72,12 @@ def run_workload(
         finally:
             lease.kill_descendants(process.pid)
             process.kill()
-            process.wait()
-    status = process.returncode
-    problem_text = problem_text or ending(status, watch.rest)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_S)
+    if process.returncode is None:
+        stuck = f"process {process.pid} cannot be killed, it is stuck in the kernel"
+        problem_text = f"{problem_text}; {stuck}" if problem_text else stuck
+    problem_text = problem_text or ending(process.returncode, watch.rest)
     if problem_text:
         raise RuntimeError(f"workload {name} {problem_text}{last_words(watch.tail)}")
 
@@ -112,10 +117,11 @@ class _Watch:
                     return f"timed out after {timeout_s:g} s"
                 if self._stop.is_set():
                     return "was stopped"
-        try:
-            self._process.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            return f"timed out after {timeout_s:g} s"
+        while not _is_over(self._process):  # it has closed its streams and lives on
+            if time.monotonic() > end:
+                return f"timed out after {timeout_s:g} s"
+            if self._stop.wait(0.01):
+                return "was stopped"
         return ""
 
     def _take(self, data: bytes) -> None:
