@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,7 +129,9 @@ def test_a_host_without_an_engine_is_told(operator: Operator) -> None:
     assert "no docker and no podman" in inside["headline"]
 
 
-def test_a_killed_operator_leaves_no_container(operator: Operator) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_operator_that_ends_leaves_no_container(operator: Operator, how: signal.Signals) -> None:
+    """Ctrl-C, and a connection that is cut."""
     slow = ("--only", "matmul", "-p", "matmul.seconds=8")
     argv = operator.argv(operator.image, *slow)
     with subprocess.Popen(argv, cwd=operator.folder, env=operator.environment(), stderr=subprocess.DEVNULL) as process:
@@ -136,5 +139,7 @@ def test_a_killed_operator_leaves_no_container(operator: Operator) -> None:
             assert wait_until(operator.running, 150)
             time.sleep(1)
         finally:
-            process.kill()
+            process.send_signal(how)
+            status = process.wait(30)
+    assert status == (130 if how == signal.SIGINT else -how)
     assert wait_until(lambda: not operator.running(), 30)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import html
+import json
 import os
+import re
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from provision.bundle import Bundle
+from provision.commands import CheckOptions, Selection, report, validate
 from provision.errors import UsageError
 from provision.hosts import Host
 from provision.remote import container
 from provision.remote.container import in_image
 from provision.remote.staging import bundle_argv
 from provision.remote.start import not_started, start_argv
-from validators.schema import CheckRequest, Plan
+from provision.report import FORMATS
+from provision.store import RunDirectory, rejudge
+from tests.unit.judging import answered, good
+from tests.unit.test_store import manifest
+from validators.schema import CheckRequest, Plan, encode
 
 IMAGE = "nvcr.io/nvidia/pytorch:25.10-py3"
 PROGRAM = ["python3", "-c", "print('a b')", "$(touch pwned)", "-v", "bringup-data=x", ""]
@@ -196,3 +206,51 @@ def test_without_an_engine_nothing_is_run(tmp_path: Path) -> None:
     done = subprocess.run(["/bin/sh", *argv[1:]], env={"PATH": str(tmp_path)}, capture_output=True, check=False)
     assert done.returncode == 127
     assert "no docker and no podman" in not_started(box(), 127, done.stderr).message
+
+
+NAMES = ("box", f"box in {IMAGE}", f"box in {IMAGE}@sha256:{'0' * 64}")
+
+
+def rendered(folder: Path, run: Path) -> dict[str, str]:
+    """`bringup report` on the run, in every format."""
+    found = {}
+    for format in FORMATS:
+        report(run, format, folder / format)
+        found[format] = (folder / format).read_text(encoding="utf-8")
+    return found
+
+
+def test_a_run_with_containers_is_read_back_and_rendered_with_every_name_apart(tmp_path: Path) -> None:
+    made = RunDirectory.create(tmp_path / "runs", manifest(*(Host(name, "192.0.2.1") for name in NAMES)))
+    for name in NAMES:
+        run = replace(answered(good()), host=name)
+        made.records_path(name).write_bytes(b"".join(encode(record) for record in run.records))
+        made.finish_host(run)
+    folders = list((made.path / "hosts").iterdir())
+    assert len(folders) == len(NAMES)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", one.name) for one in folders)
+    assert [host.name for host in rejudge(RunDirectory.open(made.path)).hosts] == list(NAMES)
+    found = rendered(tmp_path, made.path)
+    anchors = re.findall(r'<article class="host [^"]*" id="([^"]*)"', found["html"])
+    assert len(set(anchors)) == len(NAMES)
+    assert all(re.fullmatch(r"[A-Za-z][\w.-]*", one) and f'href="#{one}"' in found["html"] for one in anchors)
+    suites = ElementTree.fromstring(found["junit"]).iter("testsuite")  # noqa: S314 - written here
+    assert [one.get("name") for one in suites] == list(NAMES)
+    assert [one["name"] for one in json.loads(found["json"])["hosts"]] == list(NAMES)
+    assert f"| {NAMES[1]} |" in html.unescape(found["md"])
+
+
+def test_an_unreachable_host_and_its_container_are_errors_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("inventory.ini").write_text("box ansible_host=127.0.0.1 ansible_port=9 ansible_user=root\n")
+    options = CheckOptions(only=("matmul",), image=IMAGE)
+    code = validate(Selection(inventories=("inventory.ini",)), options, runs=tmp_path / "runs", as_json=True)
+    hosts = json.loads(capsys.readouterr().out)["hosts"]
+    assert code == 3
+    assert [one["name"] for one in hosts] == ["box", f"box in {IMAGE}"]
+    assert [one["status"] for one in hosts] == ["ERROR", "ERROR"]
+    assert all("127.0.0.1 port 9" in one["headline"] for one in hosts)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert set(rendered(tmp_path, run)) == set(FORMATS)
