@@ -163,7 +163,7 @@ class Trainer:
         rooms = network.of_vector(optimizer.vector_gradient, learn_whitening)
         filters = network.of_filters(optimizer.filter_gradient)
         whole = self.part == self.batch
-        if not whole:
+        if not whole or self.ranks > 1:  # what is not learnt now would be summed over the ranks again and again
             optimizer.gradient.zero_()
         for pixels, labels in zip(*self._parts()):  # noqa: B905
             scores = network.forward(network.normalise(pixels), train=True, learn_whitening=learn_whitening)
