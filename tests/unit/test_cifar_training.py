@@ -120,6 +120,19 @@ def test_ranks_share_the_batches_of_one_process() -> None:
     assert torch.equal(torch.cat([one[0] for one in parts], 1), pixels)
 
 
+def test_what_is_not_learnt_any_more_is_not_summed_over_the_ranks_again_and_again() -> None:
+    trainer = Trainer(replace(SMALL, batch=20), CPU, ranks=2)
+    trainer.network.whiten(synthetic(20, CPU))
+    trainer.reduce = lambda gradient: gradient.mul_(2)  # a second rank with the same images
+    images = synthetic(trainer.batch, CPU)
+    row = torch.zeros_like(trainer.optimizer.row)
+    trainer.step(images.pixels, images.labels, row, True)
+    for _ in range(3):
+        trainer.step(images.pixels, images.labels, row, False)
+        *_, whitening_bias = trainer.network.of_vector(trainer.optimizer.vector_gradient, True)
+        assert not whitening_bias.any()
+
+
 def as_modules(network: Network) -> nn.Sequential:
     """The same network the usual way, with the same weights."""
     layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]

@@ -50,7 +50,7 @@ PARAMS = (*OF_WORKLOAD, "parallel", "gpu_timeout_s")
     catches="wrong arithmetic, silent data corruption, a slow, throttled or half-powered card",
     needs=("torch: bringup_torch_python, or the frameworks role",),
     level=2,
-    seconds=15,
+    seconds=20,
     timeout_s=1800,
     per_gpu=True,
     params=PARAMS,
@@ -59,7 +59,7 @@ PARAMS = (*OF_WORKLOAD, "parallel", "gpu_timeout_s")
 def matmul(ctx: Context) -> None:
     """On each GPU: known answer, exact integers bit for bit, and TFLOP/s of each format with every product verified.
 
-    Params: seconds a format (0.6), dtypes "bf16,fp8" (all), size (0: the fastest of what memory and time allow),
+    Params: seconds a format (1.2), dtypes "bf16,fp8" (all), size (0: the fastest of what memory and time allow),
     memory_gib (0: all; 4: as on a card of 4 GiB), parallel (true; false: one GPU after the other), gpu_timeout_s (240).
     On four H200s both ways gave the same rates (docs/matmul.md).
     """

@@ -137,8 +137,8 @@ def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
         raise problem
 
 
-SECONDS = 0.6
-"""Timed load of each format: seven formats, cold, take no more than 15 s on a fast card (docs/matmul.md)."""
+SECONDS = 1.2
+"""Timed load of each format: longer than a power limit takes to settle; seven formats, cold, take about 20 s."""
 
 
 def _known_answer(results: Results, chosen: List[Kind], device: torch.device) -> None:
