@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -124,6 +125,24 @@ def test_a_workload_that_closed_its_streams_and_lives_on_is_ended_on_request() -
     with pytest.raises(RuntimeError, match="rank 0 on GPU-a"):
         run(("GPU-a", "GPU-b"), {"says_0": "RuntimeError: gone", "closes": 1, "sleeps": 25})
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_process_that_cannot_be_killed_is_named_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is stuck inside the driver: a day's soak on the other GPUs must not wait for it."""
+    real, begun = subprocess.Popen.wait, time.monotonic()
+
+    def wait(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout is None:
+            time.sleep(30)
+            return real(process)
+        raise subprocess.TimeoutExpired(process.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda _process: None)  # it has ended; nobody is to notice
+    with pytest.raises(RuntimeError, match=r"process \d+ cannot be killed, it is stuck in the kernel"):
+        run(("GPU-a",), {"says_0": "x"})
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize("count", range(2, 18))
