@@ -21,9 +21,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-# System packages: the one step that changes this machine. Announced, and only where root can do it.
+# System packages: the one step that changes this machine. Announced, and only where root can do it. A program of a
+# package's name that is there already will do: npm often comes with somebody else's nodejs, which Debian's conflicts with.
 deps:
-	@missing=; for one in $(PACKAGES); do dpkg-query -W -f='$${Status}' "$$one" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$one"; done; \
+	@missing=; for one in $(PACKAGES); do command -v "$$one" >/dev/null || \
+	  dpkg-query -W -f='$${Status}' "$$one" 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$one"; done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if ! command -v apt-get >/dev/null; then echo "== this is not Debian or Ubuntu; what needs these is skipped:$$missing"; exit 0; fi; \
 	if [ "$$(id -u)" = 0 ]; then as=; elif sudo -n true 2>/dev/null; then as=sudo; else \
