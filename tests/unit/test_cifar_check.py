@@ -21,6 +21,7 @@ from provision.verdict import judge
 from tests.data import cifar10_folder
 from tests.doubles import h200
 from validators import check
+from validators.checks import cifar
 from validators.probes import datasets, nvml, pci, pythons, ranks, workload
 from validators.schema import (
     ERROR,
@@ -299,6 +300,16 @@ def test_each_gpu_alone_then_all_in_one_job(monkeypatch: pytest.MonkeyPatch) -> 
         assert found["gpu_over_cpu"].absence == NOT_APPLICABLE
         assert found["sm_clock_under_load"].value
         assert [one for one in records if isinstance(one, Sample) and one.subject == uuid]
+
+
+def test_a_gpu_that_waits_for_a_compiler_is_not_read_as_one_that_trains() -> None:
+    asked = plan()
+    seen = cifar._Seen(check.Context(INFO, asked.checks[-1], asked, lambda _record: None))
+    with seen.of("tensorflow"):
+        for fraction, utilisation in ((-1.0, 0.0), (0.9, 97.0)):
+            seen.progress("compiling or measuring", fraction)
+            seen.sample(1.0, {"utilisation": utilisation}, "GPU-1")
+    assert seen.utilisation == {"tensorflow": [97.0]}
 
 
 @pytest.mark.usefixtures("four_gpus")

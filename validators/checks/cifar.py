@@ -247,7 +247,7 @@ class _Seen(Context):
 
     @contextmanager
     def of(self, framework: str) -> Iterator[None]:
-        """What is read meanwhile, from the workload's first progress on, is of this framework."""
+        """What is read meanwhile, from the workload's first progress with a fraction on, is of this framework."""
         self._framework, self._loaded = framework, False
         try:
             yield
@@ -257,7 +257,7 @@ class _Seen(Context):
     def _note(self, record: Record) -> None:
         with self._lock:
             if isinstance(record, Progress):
-                self._loaded = True
+                self._loaded = self._loaded or record.fraction >= 0  # compiling, which loads no GPU, has no fraction
             elif isinstance(record, Sample) and self._loaded and "utilisation" in record.values:
                 self.utilisation.setdefault(self._framework, []).append(record.values["utilisation"])
             elif isinstance(record, Measurement) and isinstance(record.value, (int, float)):

@@ -77,7 +77,7 @@ def _learn(found: Results, training: Training, terms: Terms) -> None:
     for epoch in range(epochs):
         spent += training.epoch(epochs)
         each.append(training.accuracy())
-        found.progress(f"epoch {epoch + 1} of {epochs}: {each[-1]:.3f} of the test images", (epoch + 1) / epochs)
+        found.progress(f"epoch {epoch + 1} of {epochs}: {each[-1]:.3f} of the test images")
         if not reached_s and each[-1] >= target:
             reached_s = process_age_s()
     whole = time.perf_counter() - began
@@ -90,7 +90,7 @@ def _learn(found: Results, training: Training, terms: Terms) -> None:
 
 def _measure(found: Results, training: Training, terms: Terms, trained: bool) -> None:
     """The speed in steady state, and where the time went."""
-    found.progress("measuring images a second")
+    found.progress("measuring images a second", 0.9)  # from here on nothing is compiled: the GPU's load counts
     speeds = training.speed(terms.seconds)
     if terms.gpus:
         send_speed(found, speeds.windows, f"mode {training.mode}{_passed_over(training)}")
