@@ -3,10 +3,10 @@
     python benchmarks/matmul.py [--rounds 2] [--seconds 0.6] [--dtypes bf16,fp8] [--quick] [--json FILE]
 
 One GPU, one process, the same shapes and the same operands. In each round the check's own code runs (every product
-verified), then plain products back to back at every size that the check chooses from, in turn and without a pause,
-after as long a run-up. Ours is the median over the rounds, plain the best size's median over rounds and turns: a power
-limit makes single turns differ by several percent. Then at 8192 batches with and without verification, in turn:
-"share" is the part of the time that verification takes, "verified/plain" the ratio of the two rates.
+verified), then plain products back to back at every size that the check chooses from, after as long a run-up and for
+as long. Both sides are operations by time, dips of a power limit included; then the median over the rounds. Then at
+8192 batches with and without verification, in turn: "share" is the part of the time that verification takes,
+"verified/plain" the ratio of the two rates.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def compare(kind: Kind, device: torch.device, rounds: int, seconds: float, side:
         n = ours[-1].n
         fits = [m for m in fitting(kind, memory_of(device)[0]) if m in (16384, 8192, 4096) and device.type == "cuda"]
         shapes = sorted({n, *(m for m in fits if 2e-12 * m**3 * kind.longer / ours[0].mean_rate < 0.06)})
-        for m, rates in in_turn(kind, shapes, device, 2 * turns, 0.1).items():
-            bare.setdefault(m, []).extend(rate / 1e12 for rate in rates[turns:])
+        for m in shapes:  # each for itself, as ours runs: 0.8 s of run-up, then 1.2 s
+            rates = in_turn(kind, [m], device, 20 if device.type == "cuda" else 2, 0.1)[m]
+            bare.setdefault(m, []).append(statistics.harmonic_mean(rates[len(rates) * 2 // 5 :]) / 1e12)
     verified, beside = both(kind, side, device, turns)
     reported = [run.mean_rate for run in ours]
     middles = {m: statistics.median(found) for m, found in bare.items()}

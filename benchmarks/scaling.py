@@ -100,11 +100,17 @@ def plain_rank(batches: list[int], seconds: float) -> None:
     dist.destroy_process_group()
 
 
+def visible(count: int) -> list[str]:
+    """The first of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    told = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+    return (told or list(map(str, range(count))))[:count]
+
+
 def plain(count: int, batches: list[int], seconds: float) -> dict[int, Figure]:
     """The plain loop on so many GPUs. Raises RuntimeError with a rank's last words."""
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ranks.free_port())}
     if torch.cuda.is_available():
-        shared["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(count)))
+        shared["CUDA_VISIBLE_DEVICES"] = ",".join(visible(count))
     words = ["--plain-rank", "--batches", ",".join(map(str, batches)), "--seconds", str(seconds)]
     started = []
     for rank in range(count):
@@ -133,7 +139,7 @@ def ours(count: int, batches: list[int], seconds: float, records: list[Record]) 
         "device": plan.device, "seconds": seconds, "models": "vgg19_bn", "vgg19_bn": ",".join(map(str, batches)),
         "global_batch": 0, "timeout_s": 60.0,
     }  # fmt: skip
-    gpus = tuple(map(str, range(count))) if on_gpu else ()
+    gpus = tuple(visible(count)) if on_gpu else ()
     environment = {"OMP_NUM_THREADS": "1"} if on_gpu else {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     try:
         ranks.run_ranks(

@@ -9,6 +9,7 @@ import contextlib
 import json
 import secrets
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class _Talk:
     _said: int = 0
     _done: bool = False
     _brought: set[str] = field(default_factory=set)
+    _end: float = field(default_factory=lambda: time.monotonic() + STAGE_S)
     staged: Staged = field(default_factory=Staged)
 
     def all(self, greeting: Greeting) -> None:
@@ -141,7 +143,7 @@ class _Talk:
         if wants and name not in self._brought:  # once, and no file but those of the dataset, whatever it asks for
             self._brought.add(name)
             mine = {Path(path).name: Path(path) for path in self._wanted[name]}
-            self._bring(name, [mine[file] for file in wants if file in mine])
+            self._bring(name, [mine[file] for file in dict.fromkeys(wants) if file in mine])
 
     def _bring(self, name: str, paths: list[Path]) -> None:
         """Send the files, in the order in which the host asked for them."""
@@ -151,6 +153,8 @@ class _Talk:
                 for piece in _on_the_wire(path):
                     if self._stopped():
                         raise ConnectionLost(f"{self._host.name}: interrupted")
+                    if time.monotonic() > self._end:
+                        raise HostTimeout(f"{self._host.name}: they were not there after {STAGE_S:g} s")
                     self._process.send(piece)
                 sent += path.stat().st_size
                 self._tell(f"sending {name}: {sent / 1e6:.0f} of {total / 1e6:.0f} MB")

@@ -13,25 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
-from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.data import cifar10_folder
 from tests.doubles import h200
+from tests.unit.load_check import judged, outcomes, run, uuids
 from validators import check
 from validators.checks import cifar
-from validators.probes import datasets, nvml, pci, pythons, ranks, workload
+from validators.probes import datasets, pci, pythons, ranks, workload
 from validators.schema import (
     ERROR,
     HOST,
     NOT_APPLICABLE,
     RAN,
     UNKNOWN,
-    Bye,
     CheckRequest,
-    Hello,
     Measurement,
     Outcome,
     Plan,
@@ -56,37 +50,6 @@ def plan(device: str = "gpu", data: Mapping[str, str] | None = None, torch_only:
         params["frameworks"] = "torch"
     requests = (CheckRequest("compute_capability", 30.0), CheckRequest("cifar", 600.0, params))
     return Plan(requests, 660.0, {"torch": sys.executable}, device, data=data or {})
-
-
-def run(asked: Plan) -> list[Record]:
-    records: list[Record] = []
-    context = check.Context(INFO, asked.checks[1], asked, records.append)
-    with context.subject(HOST):
-        check.load("cifar").run(context)
-    for record in records:
-        encode(record)
-    return records
-
-
-def judged(records: list[Record], asked: Plan) -> list[Verdict]:
-    hello = Hello(1, "x", "3.12", "gpu1", "boot", 0.0)
-    catalogue = tuple(check.load(name).info for name in ("compute_capability", "cifar"))
-    report = judge(
-        [HostRun("gpu1", "gpu1", (hello, *records, Bye(len(records) + 1)))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=catalogue,
-        criteria=load_criteria((), tuple(check.catalogue())),
-        plans={"gpu1": asked},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "cifar"]
-
-
-def outcomes(records: list[Record]) -> dict[str, Outcome]:
-    return {one.subject: one for one in records if isinstance(one, Outcome)}
 
 
 def measured(records: list[Record], subject: str, framework: str = "torch", gpus: str = "") -> dict[str, Measurement]:
@@ -247,11 +210,6 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], 
     monkeypatch.setattr(pythons, "explain", lambda _plan, name: f"no Python with {name} on this host")
     lay({})
     return lay
-
-
-def uuids() -> list[str]:
-    with nvml.session() as session:
-        return [gpu.uuid for gpu in session.gpus()[0]]
 
 
 class Stand:

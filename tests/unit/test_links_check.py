@@ -14,6 +14,7 @@ from provision.remote import HostRun
 from provision.report.model import Verdict
 from provision.verdict import judge
 from tests.doubles import h200
+from tests.unit.load_check import outcomes, uuids
 from validators import check
 from validators.checks import links as links_check
 from validators.probes import nvml, pci, peers, pythons, ranks, workload
@@ -60,11 +61,6 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Lay:
     monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
     lay()
     return lay
-
-
-def uuids() -> list[str]:
-    with nvml.session() as session:
-        return [gpu.uuid for gpu in session.gpus()[0]]
 
 
 class Machine:
@@ -125,10 +121,6 @@ def run(**params: Scalar) -> list[Record]:
     for record in records:
         encode(record)
     return records
-
-
-def outcomes(records: list[Record]) -> dict[str, Outcome]:
-    return {one.subject: one for one in records if isinstance(one, Outcome)}
 
 
 def values(records: list[Record], metric: str) -> list[Measurement]:

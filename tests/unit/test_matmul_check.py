@@ -13,12 +13,8 @@ from typing import Any
 import pytest
 
 from provision.bundle import build_bundle
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
-from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.doubles import h200
+from tests.unit.load_check import judged, measured, outcomes, plan_of, run, uuids
 from validators import check
 from validators.probes import load_trace, nvml, pci, pythons, workload
 from validators.probes.nvml import Absent
@@ -29,9 +25,6 @@ from validators.schema import (
     RAN,
     SKIPPED,
     UNKNOWN,
-    Bye,
-    CheckRequest,
-    Hello,
     Measurement,
     Outcome,
     Plan,
@@ -40,50 +33,13 @@ from validators.schema import (
     Sample,
     Scalar,
     decode,
-    encode,
 )
 
 INFO = check.load("matmul").info
 
 
 def plan(device: str = "gpu", **params: Scalar) -> Plan:
-    requests = (CheckRequest("compute_capability", 30.0), CheckRequest("matmul", 300.0, params))
-    return Plan(requests, 330.0, {"torch": sys.executable}, device)
-
-
-def run(asked: Plan) -> list[Record]:
-    records: list[Record] = []
-    context = check.Context(INFO, asked.checks[1], asked, records.append)
-    with context.subject(HOST):
-        check.load("matmul").run(context)
-    for record in records:
-        encode(record)
-    return records
-
-
-def judged(records: list[Record], asked: Plan) -> list[Verdict]:
-    hello = Hello(1, "x", "3.12", "gpu1", "boot", 0.0)
-    catalogue = tuple(check.load(name).info for name in ("compute_capability", "matmul"))
-    report = judge(
-        [HostRun("gpu1", "gpu1", (hello, *records, Bye(len(records) + 1)))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=catalogue,
-        criteria=load_criteria((), tuple(check.catalogue())),
-        plans={"gpu1": asked},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "matmul"]
-
-
-def outcomes(records: list[Record]) -> dict[str, Outcome]:
-    return {one.subject: one for one in records if isinstance(one, Outcome)}
-
-
-def measured(records: list[Record], subject: str) -> dict[str, Measurement]:
-    return {one.metric: one for one in records if isinstance(one, Measurement) and one.subject == subject}
+    return plan_of("matmul", device, **params)
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +84,6 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], 
     monkeypatch.setattr(pci, "nvidia_devices", lambda _files: None)
     lay({})
     return lay
-
-
-def uuids() -> list[str]:
-    with nvml.session() as session:
-        return [gpu.uuid for gpu in session.gpus()[0]]
 
 
 def test_a_host_without_a_gpu_is_skipped_and_says_how_to_use_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

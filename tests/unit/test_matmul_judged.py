@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.doubles import h200
-from tests.unit.test_matmul_check import four_gpus, judged, measured, plan, run, under_load, uuids
+from tests.unit.load_check import judged, measured, run, uuids
+from tests.unit.test_matmul_check import four_gpus, plan, under_load
 from validators import check
 from validators.probes import pci, pythons, workload
 from validators.schema import HOST, NOT_APPLICABLE, RAN, UNKNOWN, Measurement, Outcome, Record, Scalar

@@ -14,24 +14,17 @@ import pytest
 import torch
 
 from provision.bundle import build_bundle
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
-from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.doubles import h200
+from tests.unit.load_check import judged, measured, outcomes, plan_of, run, uuids
 from validators import check
 from validators.checks import memory as checks_memory
-from validators.probes import nvml, pci, pythons, workload
+from validators.probes import pci, pythons, workload
 from validators.schema import (
     ERROR,
     HOST,
     NOT_APPLICABLE,
     RAN,
     UNKNOWN,
-    Bye,
-    CheckRequest,
-    Hello,
     Measurement,
     Outcome,
     Plan,
@@ -49,42 +42,7 @@ INFO = check.load("memory").info
 
 
 def plan(device: str = "gpu", **params: Scalar) -> Plan:
-    requests = (CheckRequest("compute_capability", 30.0), CheckRequest("memory", 300.0, params))
-    return Plan(requests, 330.0, {"torch": sys.executable}, device)
-
-
-def run(asked: Plan) -> list[Record]:
-    records: list[Record] = []
-    context = check.Context(INFO, asked.checks[1], asked, records.append)
-    with context.subject(HOST):
-        check.load("memory").run(context)
-    for record in records:
-        encode(record)
-    return records
-
-
-def judged(records: list[Record], asked: Plan) -> list[Verdict]:
-    hello = Hello(1, "x", "3.12", "gpu1", "boot", 0.0)
-    report = judge(
-        [HostRun("gpu1", "gpu1", (hello, *records, Bye(len(records) + 1)))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=tuple(check.load(name).info for name in ("compute_capability", "memory")),
-        criteria=load_criteria((), tuple(check.catalogue())),
-        plans={"gpu1": asked},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "memory"]
-
-
-def measured(records: list[Record], subject: str) -> dict[str, Measurement]:
-    return {one.metric: one for one in records if isinstance(one, Measurement) and one.subject == subject}
-
-
-def outcomes(records: list[Record]) -> dict[str, Outcome]:
-    return {one.subject: one for one in records if isinstance(one, Outcome)}
+    return plan_of("memory", device, **params)
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +123,6 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[[Mapping[str, Any]], 
     monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
     lay({})
     return lay
-
-
-def uuids() -> list[str]:
-    with nvml.session() as session:
-        return [gpu.uuid for gpu in session.gpus()[0]]
 
 
 def stand_in(rates: Mapping[str, float], seen: list[Mapping[str, Scalar]] | None = None) -> Callable[..., None]:

@@ -20,9 +20,10 @@ from provision.report.model import Verdict
 from provision.verdict import judge
 from tests.doubles import error, h200, result
 from tests.need import need
+from tests.unit.load_check import outcomes, run, uuids
 from validators import check
 from validators.checks._scaling import Cell, limited_by
-from validators.probes import nvml, pci, pythons, ranks, workload
+from validators.probes import pci, pythons, ranks, workload
 from validators.probes.nvml import GPU_IS_LOST
 from validators.schema import (
     ERROR,
@@ -41,7 +42,6 @@ from validators.schema import (
     Record,
     Scalar,
     decode,
-    encode,
 )
 from validators.workloads import scaling_models, scaling_torch
 
@@ -52,16 +52,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def plan(device: str = "gpu", **params: Scalar) -> Plan:
     requests = (CheckRequest("compute_capability", 30.0), CheckRequest("scaling", 300.0, params))
     return Plan(requests, 330.0, {"torch": sys.executable, "tensorflow": sys.executable}, device)
-
-
-def run(asked: Plan) -> list[Record]:
-    records: list[Record] = []
-    context = check.Context(INFO, asked.checks[1], asked, records.append)
-    with context.subject(HOST):
-        check.load("scaling").run(context)
-    for record in records:
-        encode(record)
-    return records
 
 
 def values(records: list[Record], metric: str, **labels: str) -> list[Measurement]:
@@ -80,10 +70,6 @@ def number(records: list[Record], metric: str, **labels: str) -> float:
 def efficiencies(records: list[Record], **labels: str) -> list[Measurement]:
     """Those that were measured."""
     return [one for one in values(records, "efficiency", **labels) if one.value is not None]
-
-
-def outcomes(records: list[Record]) -> dict[str, Outcome]:
-    return {one.subject: one for one in records if isinstance(one, Outcome)}
 
 
 def judged(records: list[Record], asked: Plan, names: int = 0) -> list[Verdict]:
@@ -252,11 +238,6 @@ def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(pythons, "find_python", lambda _plan, framework: python.get(framework))
     lay({})
     return lay
-
-
-def uuids() -> list[str]:
-    with nvml.session() as session:
-        return [gpu.uuid for gpu in session.gpus()[0]]
 
 
 def stand_in(fails: Callable[[tuple[str, ...]], str] = lambda _gpus: "") -> Callable[..., None]:

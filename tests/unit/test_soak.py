@@ -20,6 +20,7 @@ from provision.report.model import Verdict
 from provision.request import MAX_DURATION_S, Choice, make_plan, parse_duration
 from provision.verdict import judge
 from tests.doubles import GPU_IS_LOST, error, h200
+from tests.unit.load_check import measured, uuids
 from validators import check, runner
 from validators.checks import soak
 from validators.probes import kernel_log, nvml, pci, pythons, workload
@@ -56,14 +57,6 @@ def run(device: str = "gpu", **params: Scalar) -> list[Record]:
     for record in records:
         encode(record)
     return records
-
-
-def measured(records: list[Record], subject: str, **labels: str) -> dict[str, Measurement]:
-    return {
-        one.metric: one
-        for one in records
-        if isinstance(one, Measurement) and one.subject == subject and labels.items() <= one.labels.items()
-    }
 
 
 def outcome(records: list[Record], subject: str) -> Outcome:
@@ -109,11 +102,6 @@ def stand_in(ctx: check.Context, _python: str, _name: str, params: Mapping[str, 
         ctx.forward(Sample("soak", subject, t_s, {"rate_bf16": rate, **counts}))
         if how["stop"].wait(0.1):
             raise RuntimeError("workload soak was stopped")
-
-
-def uuids() -> list[str]:
-    with nvml.session() as session:
-        return [gpu.uuid for gpu in session.gpus()[0]]
 
 
 @pytest.mark.usefixtures("four_gpus")

@@ -48,7 +48,7 @@ GPU_TIMEOUT_S = 420.0
     catches="a GPU that computes and does not train: wrong kernels, a slow or starved card, one that drags the rest",
     needs=("torch or tensorflow: bringup_torch_python, bringup_tensorflow_python, or the frameworks role",),
     level=3,
-    seconds=30,
+    seconds=90,
     timeout_s=3600,
     per_gpu=True,
     params=(
@@ -101,7 +101,7 @@ class _Jobs:
                 self.missing.append(self.absent[framework])
         self.data, self.no_data = _dataset(ctx)
         self.timeout_s = float(ctx.request.params.get("gpu_timeout_s", GPU_TIMEOUT_S))
-        self.good: List[nvml.Gpu] = []
+        self.good: Dict[str, List[nvml.Gpu]] = {framework: [] for framework in WORKLOADS}
         self.speeds: Dict[str, Dict[str, float]] = {}
         self.cpu_speed: Dict[str, float] = {}
 
@@ -132,13 +132,13 @@ class _Jobs:
                                 watching, python, WORKLOADS[framework], params, gpus=(gpu.uuid,),
                                 timeout_s=self.timeout_s,
                             )  # fmt: skip
+                        self.good[framework].append(gpu)
                     except RuntimeError as problem:
                         problems.append(f"{framework}: {problem}")
             self._beside(gpu.uuid, seen)
             self._without(gpu.uuid)
             if problems:
                 raise RuntimeError("; ".join(problems))
-            self.good.append(gpu)
 
     def _beside(self, uuid: str, seen: _Seen) -> None:
         for framework in self.pythons:
@@ -187,11 +187,12 @@ class _Jobs:
         ctx = self.ctx
         if not ctx.request.params.get("together", True) or len(gpus) < 2:
             return
-        if len(self.good) < 2:
-            raise RuntimeError("no job over all GPUs: fewer than two of them trained alone")
-        uuids = [gpu.uuid for gpu in gpus if gpu in self.good]
         problems = []
         for framework, python in self.pythons.items():
+            uuids = [gpu.uuid for gpu in gpus if gpu in self.good[framework]]
+            if len(uuids) < 2:
+                problems.append(f"{framework}: no job over all GPUs: fewer than two of them trained alone")
+                continue
             params = self.params(framework, HOST, len(uuids))
             try:
                 if framework == "torch":

@@ -79,7 +79,12 @@ def _on_gpus(ctx: Context, python: str, gpus: Sequence[nvml.Gpu]) -> None:
         kind = kinds.get((a, b), "unknown")
         return kind if isinstance(kind, str) else "unknown"
 
-    heard = Heard(ctx, names, link)
+    switched = peers.on_switches(gpus)
+
+    def alike(a: str, b: str) -> str:
+        return "NVSwitch" if {a, b} <= switched else link(a, b)
+
+    heard = Heard(ctx, names, link, alike)
     problem = _between(heard, python, names)
     if len(gpus) == 1:
         _alone(ctx, names[0], problem)
@@ -89,8 +94,9 @@ def _on_gpus(ctx: Context, python: str, gpus: Sequence[nvml.Gpu]) -> None:
     jobs.copies()
     together = bool(ctx.request.params.get("together", all(link(*pair).startswith("NV") for pair in kinds)))
     jobs.collectives(together)
-    heard.say_of_median("p2p_of_median", "p2p_bandwidth", jobs.failed["p2p_bandwidth"])
-    heard.say_of_median("pair_of_median", "pair_bus_bandwidth", jobs.failed["pair_bus_bandwidth"])
+    shared = bool(jobs.problems) and not together
+    heard.say_of_median("p2p_of_median", "p2p_bandwidth", jobs.failed["p2p_bandwidth"], shared)
+    heard.say_of_median("pair_of_median", "pair_bus_bandwidth", jobs.failed["pair_bus_bandwidth"], shared)
     lost = jobs.lost()
     for name in names:
         if name not in lost:

@@ -27,6 +27,7 @@ def _metrics() -> Tuple[Metric, ...]:
         Metric("exact_integer", "bool", "whether a product of whole numbers is right in every bit, in each format"),
         Metric("products_verified", "count", "products that were verified, the timed ones among them"),
         Metric("products_wrong", "count", "products that differ from the verified answer (note: which, in which rows)"),
+        Metric("bits_repeat", "bool", "whether equal products had equal bits, for each format"),
         Metric("operand_rows_wrong", "count", "rows of operands that are not, on the device, what the CPU made"),
         Metric("digest", "text", "hash of the bits of one fixed product: equal on like GPUs under the same torch"),
         Metric("digests_agree", "bool", "whether the host's GPUs of one name gave the same digest, for each format"),

@@ -122,7 +122,7 @@ def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, turn: str) -> None:
         with _Link(gpu) as link, gpu_load.watched(noting, gpu) as watching:
             workload.run_workload(watching, python, "memory", params, gpus=(gpu.uuid,), timeout_s=timeout_s)
         for metric, kind in ECC:
-            _put(ctx, gpu.uuid, metric, _growth(before[metric], _ecc(gpu, kind)))
+            gpu_load.put(ctx, gpu.uuid, metric, _growth(before[metric], _ecc(gpu, kind)))
         _link(ctx, gpu.uuid, noting.rates, link)
         for metric in ("cpu_copy_bandwidth", "cpu_copy_bandwidth_spread"):
             ctx.not_applicable(metric, "measured on the GPU", gpu.uuid)
@@ -186,7 +186,7 @@ def link_gbs(generation: int, width: int) -> Union[float, nvml.Absent]:
 
 def _link(ctx: Context, subject: str, rates: Mapping[str, float], link: _Link) -> None:
     generation, width = link.generation, link.width
-    _put(ctx, subject, "pcie_width_under_load", width if isinstance(width, nvml.Absent) else int(width))
+    gpu_load.put(ctx, subject, "pcie_width_under_load", width if isinstance(width, nvml.Absent) else int(width))
     carries: Union[float, nvml.Absent]
     if isinstance(generation, nvml.Absent):
         carries = generation
@@ -196,7 +196,7 @@ def _link(ctx: Context, subject: str, rates: Mapping[str, float], link: _Link) -
         carries = link_gbs(int(generation), int(width))
     for metric, share in OF_LINK.items():
         if isinstance(carries, nvml.Absent):
-            _put(ctx, subject, share, carries)
+            gpu_load.put(ctx, subject, share, carries)
         elif metric in rates:
             note = f"{rates[metric]:.4g} of {carries:.4g} GB/s: generation {generation}, {width} lanes"
             ctx.measure(share, rates[metric] / carries, subject, note=note)
@@ -215,12 +215,3 @@ def _growth(before: Union[int, float, nvml.Absent], after: Union[int, float, nvm
     if isinstance(before, nvml.Absent):
         return before
     return after if isinstance(after, nvml.Absent) else max(0, int(after) - int(before))
-
-
-def _put(ctx: Context, subject: str, metric: str, value: Union[Scalar, nvml.Absent]) -> None:
-    if not isinstance(value, nvml.Absent):
-        ctx.measure(metric, value, subject)
-    elif value.kind == NOT_APPLICABLE:
-        ctx.not_applicable(metric, value.note, subject)
-    else:
-        ctx.unknown(metric, value.note, subject)

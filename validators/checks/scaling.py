@@ -43,7 +43,7 @@ ON_THE_CPU: Mapping[str, Scalar] = {
     "keras_cnn": "16",
     "global_batch": 16,
 }
-WORLD_TIMEOUT_S = 90.0
+WORLD_TIMEOUT_S = 180.0
 """For one number of GPUs; within it an exchange that hangs is ended after two thirds."""
 
 
@@ -52,7 +52,7 @@ WORLD_TIMEOUT_S = 90.0
     needs=("torch: bringup_torch_python, or the frameworks role", "two GPUs", "tensorflow, where it is there"),
     level=3,
     seconds=60,
-    timeout_s=900,
+    timeout_s=1500,
     per_gpu=True,
     params=(*DEFAULTS, "frameworks", "counts", "world_timeout_s"),
     metrics=(*METRICS, *gpu_load.UNDER_LOAD),
@@ -62,7 +62,7 @@ def scaling(ctx: Context) -> None:
 
     Params: frameworks (torch,tensorflow), counts "1,2" (1, 2, 4, ... and all), models (vgg19_bn,mnist_cnn), for each
     model's name its batches a GPU, keras_cnn the TensorFlow network's, global_batch of strong scaling (4096), seconds a
-    configuration (0.6), world_timeout_s (90). Images are random numbers, or CIFAR-10 where its folder is on the host:
+    configuration (0.6), world_timeout_s (180). Images are random numbers, or CIFAR-10 where its folder is on the host:
     throughput needs no accuracy.
     """
     if ctx.plan.device == "cpu":
@@ -116,8 +116,15 @@ class _Table(Context):
         self._cells: Dict[Cell, Dict[str, float]] = {}
         self._labels: Dict[Cell, Mapping[str, str]] = {}
         self._told: Set[Tuple[str, str, str]] = set()
+        self._seen: Set[str] = set()
+
+    def has(self, framework: str) -> bool:
+        """Whether any rate of this framework has come."""
+        return any(cell.framework == framework and "images_per_second" in one for cell, one in self._cells.items())
 
     def _note(self, record: Record) -> None:
+        if isinstance(record, Measurement):
+            self._seen.add(record.metric)
         if isinstance(record, Measurement) and {"mode", "gpus"} <= set(record.labels):
             cell = Cell.of(record.labels)
             if isinstance(record.value, (int, float)) and not isinstance(record.value, bool):
@@ -155,6 +162,11 @@ class _Table(Context):
                     if (framework, model, batch) not in self._told:
                         labels = {"framework": framework, "model": model, "mode": "weak", "batch": batch}
                         self.not_applicable("efficiency", reasons.get(framework, reasons[""]), HOST, labels)
+        if "ranks_agree" not in self._seen:
+            self.not_applicable("ranks_agree", "no run used two GPUs together")
+        for metric in ("loss_deviation", "update_deviation"):
+            if metric not in self._seen:
+                self.not_applicable(metric, reasons.get("torch", "no run of torch used two GPUs together"))
 
 
 class _Runs:
@@ -203,6 +215,8 @@ class _Runs:
                 table.compare("tensorflow", count)
             if problem:
                 self._problems.append(f"tensorflow: {problem}")
+            elif not table.has("tensorflow"):
+                self.missing["tensorflow"] = "TensorFlow measured nothing: see its images_per_second"
             else:
                 self._used.update(dict.fromkeys(uuids, True))
 
@@ -297,5 +311,5 @@ def _on_the_cpu(ctx: Context) -> None:
         problems += [f"tensorflow: {problem}"] if problem else []
     if problems:
         raise RuntimeError("; ".join(problems))
-    table.fill({"": "a CPU run: the ranks share its cores"})
+    table.fill({**_left_out(wanted), "": "a CPU run: the ranks share its cores"})
     gpu_load.not_on_the_cpu(ctx, but=[metric.name for metric in METRICS])

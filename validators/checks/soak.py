@@ -157,6 +157,7 @@ def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, load: _Load, since: Option
         params = {**ctx.request.params, "subject": gpu.uuid, "duration_s": duration_s}
         problem = ""
         with gpu_load.watched(_Listening(ctx, load, duration_s), gpu, sampler=lambda _gpu: sampler) as watching:
+            sampler.start()  # now, not at the first progress: an import or a driver that hangs is seen, too
             try:
                 workload.run_workload(
                     watching, python, "soak", params,

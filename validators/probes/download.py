@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import queue
 import threading
 import time
 import urllib.error
 import urllib.request
-from typing import IO, Callable, Union
+from typing import Callable, Union, cast
 
 DOWNLOAD_S = 180.0
 """Seconds that the download of one dataset may take: 170 MB at 8 Mbit/s."""
@@ -38,8 +39,9 @@ class Download:
         if now > self._end:
             raise TimeoutError(f"{self._url}: {so_far} had come when the time was up ({DOWNLOAD_S:g} s)")
         try:
-            data = self._answer.read(min(size, _PIECE) if size >= 0 else _PIECE)
-        except OSError as problem:
+            # read1: what has come. read() waits for all of it, past `end`, as long as a byte comes now and then.
+            data = self._answer.read1(min(size, _PIECE) if size >= 0 else _PIECE)
+        except (OSError, http.client.HTTPException) as problem:
             raise OSError(f"{self._url} broke off after {so_far} ({problem})") from None
         self._done += len(data)
         if self._done > self._limit:
@@ -54,13 +56,14 @@ class Download:
         self._answer.close()
 
 
-def _answer(url: str) -> IO[bytes]:
+def _answer(url: str) -> http.client.HTTPResponse:
     """The open answer. In a thread of its own, since no timeout ends a resolver that waits."""
-    box: queue.Queue[Union[IO[bytes], Exception]] = queue.Queue()
+    box: queue.Queue[Union[http.client.HTTPResponse, Exception]] = queue.Queue()
 
     def ask() -> None:
         try:
-            box.put(urllib.request.urlopen(url, timeout=ANSWER_S))  # noqa: S310 - http or https, see Download
+            opened = urllib.request.urlopen(url, timeout=ANSWER_S)  # noqa: S310 - http or https, see Download
+            box.put(cast(http.client.HTTPResponse, opened))
         except Exception as problem:  # noqa: BLE001 - handed on
             box.put(problem)
 

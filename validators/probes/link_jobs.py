@@ -30,9 +30,18 @@ MAX_NOTES = 6
 
 
 class Heard(Context):
-    """Passes on what jobs send, with what is known of each pair as labels, and adds up what was wrong."""
+    """Passes on what jobs send, with what is known of each pair as labels, and adds up what was wrong.
 
-    def __init__(self, ctx: Context, names: Sequence[str], link: Callable[[str, str], str]) -> None:
+    `link`: how two GPUs are joined now; `alike`: which pairs are built alike, and so compared; by default as joined.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        names: Sequence[str],
+        link: Callable[[str, str], str],
+        alike: Optional[Callable[[str, str], str]] = None,
+    ) -> None:
         super().__init__(ctx.info, ctx.request, ctx.plan, self._take)
         self.names = list(names)
         self.measured: Dict[str, Dict[Pair, float]] = {metric: {} for metric in PAIR_METRICS}
@@ -40,6 +49,7 @@ class Heard(Context):
         self.notes: Dict[Tuple[str, str], List[str]] = {}
         self.doing = ""
         self._ctx, self._link, self._lock = ctx, link, threading.Lock()
+        self._alike = alike or link
 
     def _take(self, record: Record) -> None:
         if isinstance(record, Progress):
@@ -91,17 +101,26 @@ class Heard(Context):
         notes = "; ".join(self.notes.get((metric, subject), [])[:MAX_NOTES])
         self._ctx.measure(metric, self.wrong[metric, subject], subject, note=notes)
 
-    def say_of_median(self, metric: str, of: str, failed: Mapping[Pair, str]) -> None:
-        """Each pair's bandwidth by the median of those that are joined in the same way."""
+    def say_of_median(self, metric: str, of: str, failed: Mapping[Pair, str], shared: bool = False) -> None:
+        """Each pair's bandwidth by the median of those that are joined in the same way.
+
+        `shared`: some of them ran beside others on one PCIe, after a job that had ended early.
+        """
         found = self.measured[of]
         kinds: Dict[str, List[float]] = {}
         for pair, value in found.items():
-            kinds.setdefault(self._link(*pair), []).append(value)
+            kinds.setdefault(self._alike(*pair), []).append(value)
         for pair, value in found.items():
-            alike = kinds[self._link(*pair)]
+            alike = kinds[self._alike(*pair)]
             labels = self.labels(metric, *pair)
             least = 3 if of in DIRECTED else 2  # both ways of one pair are one link
-            if len(alike) < least:
+            if self._link(*pair) == "unknown":
+                self.not_applicable(metric, "NVML does not tell how they are joined", labels=labels)
+            elif shared:
+                self.not_applicable(
+                    metric, "a job ended early: some pairs ran beside others on one PCIe", labels=labels
+                )
+            elif len(alike) < least:
                 self.not_applicable(metric, "no other pair is joined in this way", labels=labels)
             else:
                 self.measure(metric, value / max(statistics.median(alike), 1e-9), labels=labels)

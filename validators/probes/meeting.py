@@ -67,8 +67,8 @@ class Meeting:
                 server.settimeout(max(0.05, end - time.monotonic()))
                 with contextlib.suppress(OSError, ValueError):  # who did not come, or left again, is missing below
                     caller = stack.enter_context(server.accept()[0])
-                    caller.settimeout(2.0)
-                    index, count = self._greeting(_line(caller))
+                    index, count = self._greeting(_line(caller, time.monotonic() + 2.0))
+                    caller.settimeout(2.0)  # for the answer
                     here[index] = count, caller
             return self._answer(ranks, here)
 
@@ -101,8 +101,7 @@ class Meeting:
             try:
                 with socket.create_connection((self.address, self.port), timeout=min(5.0, left)) as caller:
                     _send(caller, {"run": self.run, "host": self.index, "ranks": ranks})
-                    caller.settimeout(left + ANSWER_S)
-                    said, own = _line(caller), str(caller.getsockname()[0])
+                    said, own = _line(caller, end + ANSWER_S), str(caller.getsockname()[0])
             except (OSError, ValueError) as problem:
                 words = str(problem)
                 time.sleep(RETRY_S)
@@ -123,15 +122,19 @@ def _send(to: socket.socket, what: Dict[str, Any]) -> None:
     to.sendall(json.dumps(what).encode() + b"\n")
 
 
-def _line(caller: socket.socket) -> Dict[str, Any]:
-    """One JSON object. Raises OSError, ValueError for anything else."""
+def _line(caller: socket.socket, end: float) -> Dict[str, Any]:
+    """One JSON object, whole by `end`. Raises OSError, ValueError for anything else."""
     data = b""
     while not data.endswith(b"\n"):
+        caller.settimeout(max(0.001, end - time.monotonic()))
         more = caller.recv(MAX_LINE)
         data += more
-        if not more or len(data) > 16 * MAX_LINE:
+        if not more or len(data) > 16 * MAX_LINE or time.monotonic() > end:
             raise OSError("the other end said nothing that is known here")
-    said = json.loads(data)
+    try:
+        said = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if not isinstance(said, dict):
         raise ValueError("not an object")
     return said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence, Tuple, Union
+from typing import Any, Dict, Sequence, Set, Tuple, Union
 
 from validators.probes.gpu_links import active_links
 from validators.probes.nvml import Absent, Gpu, sysfs_address
@@ -47,6 +47,19 @@ def _leads(a: Gpu, link: int, address: Union[str, Absent]) -> bool:
         return False
     bus_id = remote.busId.decode() if isinstance(remote.busId, bytes) else str(remote.busId)
     return sysfs_address(bus_id) == address
+
+
+def on_switches(gpus: Sequence[Gpu]) -> Set[str]:
+    """GPUs (UUIDs) with NVLinks on a host where those lead to switches: built alike, whatever links are up now."""
+    found = {gpu.uuid: active_links(gpu) for gpu in gpus}
+    switches = any(
+        gpu.get("GetNvLinkRemoteDeviceType", link) == SWITCH
+        for gpu in gpus
+        for links in [found[gpu.uuid]]
+        if not isinstance(links, Absent)
+        for link in links[1]
+    )
+    return {uuid for uuid, links in found.items() if switches and not isinstance(links, Absent)}
 
 
 def kinds(gpus: Sequence[Gpu]) -> Dict[Tuple[str, str], Union[str, Absent]]:

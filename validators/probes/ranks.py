@@ -14,7 +14,8 @@ GRACE_S = 2.0
 """Seconds after the first failure in which the others tell theirs: a rank whose peer died often ends before it."""
 OF_A_PEER = (
     "closed by peer", "reset by peer", "Broken pipe", "Socket Timeout", "remote process exited", "ncclRemoteError",
-    "timed out after",
+    "timed out after", "Watchdog caught collective operation timeout", "Timed out waiting",
+    "Did the remote server shutdown",
 )  # fmt: skip
 """Words of gloo, NCCL and our own deadline by which a rank says that another one failed it."""
 PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
@@ -101,7 +102,7 @@ def _once(
 def _cause(failures: Sequence[str]) -> str:
     own = [one for one in failures if not any(words in one for words in OF_A_PEER)]
     others = len(failures) - 1
-    said = f"; {others} more of its ranks failed" if others and not own else ""
+    said = f"; {others} more of its ranks failed; which one held them up is not known" if others and not own else ""
     return (own or failures)[0] + said
 
 

@@ -47,6 +47,9 @@ def run_workload(
     root = bundle_root()
     records_in, records_out = os.pipe()
     argv = [python, "-c", BOOT, root, "workload", name, str(records_out)]
+    started_in = _environment(gpus, environment or {})
+    if name in ("matmul", "soak"):  # cuBLAS would make fp32 products TF32 (1) or TF32 ones fp32 (0), whatever is asked
+        started_in.pop("NVIDIA_TF32_OVERRIDE", None)
     try:
         process = subprocess.Popen(
             argv,
@@ -55,7 +58,7 @@ def run_workload(
             stderr=subprocess.PIPE,
             bufsize=0,
             pass_fds=(records_out, *root_fds(root)),
-            env=_environment(gpus, environment or {}),
+            env=started_in,
         )
     except OSError as problem:
         os.close(records_in)

@@ -114,5 +114,5 @@ def on_the_cpu(found: Results, speeds: List[float], trained: bool) -> None:
     found.value("cpu_images_per_second", statistics.median(speeds), f"{len(speeds)} windows")
     without(found, SPEED, "a CPU run: see cpu_images_per_second")
     if not trained:
-        why = "a CPU run measures speed; --param cifar.epochs=N trains"
+        why = "a CPU run measures speed; --param cifar.epochs=N trains, within cifar.gpu_timeout_s (420 s)"
         without(found, (*LEARNT, *WHERE_TIME_WENT), why)

@@ -91,7 +91,10 @@ def _account(trainer: Trainer, run: Run, steps: int) -> None:
     trainer.loss.zero_()
     run.losses.append(loss)
     if not math.isfinite(loss):
-        raise RuntimeError(f"the loss is {loss} after epoch {len(run.losses)}: this device computes wrongly")
+        raise RuntimeError(
+            f"the loss is {loss} after epoch {len(run.losses)}: this device computes wrongly, or a program on it does; "
+            "matmul tells which"
+        )
     least = floor_of_loss(trainer.recipe.smoothing)
     if loss < 0.99 * least:
         raise RuntimeError(

@@ -30,6 +30,8 @@ CHECK = "links"
 FLOAT = 4
 BATCH_S = 0.05
 """About so many seconds a batch; small messages: MOST_REPEATS of them."""
+JUDGED_RANKS, JUDGED_BYTES = 4, 2**28
+"""The peak is judged from so many GPUs and so large a message on: with less, healthy links carry less, too."""
 MOST_REPEATS = 50
 LEAST_BATCHES, MOST_BATCHES = 3, 40
 LEAST_BYTES = 64 * 2**20
@@ -113,10 +115,11 @@ class _Job:
             size *= step
 
     def _peak(self, timing: Timing, size: int, ranks: int) -> None:
-        """The figure that is judged. Two GPUs carry less for each link than more do: theirs is the pair's own."""
-        if self.world.backend == "nccl" and ranks == 2:
+        """The figure that is judged. Fewer than four GPUs carry less for each link, and so do small messages."""
+        if self.world.backend == "nccl" and (ranks < JUDGED_RANKS or size < JUDGED_BYTES):
+            note = f"{ranks} GPUs, {in_words(size)}: judged from four GPUs and 256 MiB on; see pair_bus_bandwidth"
             for metric in ("allreduce_peak", "allreduce_peak_spread"):
-                self.results.not_applicable(metric, "two GPUs: pair_bus_bandwidth is the same all-reduce", subject=HOST)
+                self.results.not_applicable(metric, note, subject=HOST)
             return
         self._value("allreduce_peak", _bus(size, timing, ranks), size, ranks)
         if self.world.backend == "nccl":  # of ranks that share a CPU's cores it says nothing

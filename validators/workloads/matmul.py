@@ -61,6 +61,8 @@ class Findings:
             "flips_found_above": f"{kind.flips_found_above(run.terms, run.n):.3g}",
         }
         self.results.value(name, run.mean_rate, **labels)
+        if self.device.type == "cuda":
+            self.results.value("bits_repeat", run.method != "tolerance", dtype=kind.name)
         self.results.value(f"{name}_spread", (run.rate(0.9) - run.rate(0.1)) / run.mean_rate, n=str(run.n))
 
     def digest(self, kind: Kind) -> None:
@@ -138,7 +140,8 @@ def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
 
 
 SECONDS = 1.2
-"""Timed load of each format: longer than a power limit takes to settle; seven formats, cold, take about 20 s."""
+"""Timed load of each format: one whole swing of a power limit (products.SETTLE_S), so that the mean does not depend on
+where in it the timing begins."""
 
 
 def _known_answer(results: Results, chosen: List[Kind], device: torch.device) -> None:

@@ -166,7 +166,11 @@ def _learn(found: Results, machine: Machine, asked: Asked) -> None:
             break
     age_s = process_age_s()
     listed = ", ".join(f"{one:.4f}" for one in each)
-    found.value("accuracy", each[-1], f"of the official 10,000 test images after each epoch: {listed}")
+    if each[-1] < asked.target and len(each) < asked.epochs:
+        why = f"too slow: {len(each)} of {asked.epochs} epochs in {MOST_S:g} s; after each: {listed}"
+        found.not_applicable("accuracy", why)
+    else:
+        found.value("accuracy", each[-1], f"of the official 10,000 test images after each epoch: {listed}")
     if each[-1] >= asked.target:
         note = f"to {asked.target:.3f}: {ready_s:.1f} s until the first step, {sum(took):.2f} s of training"
         found.value("time_to_accuracy", age_s, note)

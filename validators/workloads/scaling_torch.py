@@ -185,11 +185,14 @@ def _fitting(world: World, trainer: Trainer, name: str, batches: List[int], fold
     why = ""
     for number, batch in enumerate(batches):
         lacks = 0.0
+        held: List[torch.Tensor] = []
         try:
+            held.append(torch.empty(_ahead(world, trainer), dtype=torch.uint8, device=world.device))
             trainer.step(*Batches(name, batch, world.rank, world.device, folder).take(0, batch))
             world.settle()
         except torch.cuda.OutOfMemoryError as problem:
             lacks, why = 1.0, str(problem).splitlines()[0]
+        held.clear()
         trainer.reset()
         if lacks and world.device.type == "cuda":  # only now: the exception held the tensors
             torch.cuda.empty_cache()
@@ -197,6 +200,13 @@ def _fitting(world: World, trainer: Trainer, name: str, batches: List[int], fold
             return batches[number:], why
         why = why or "out of memory on another GPU"
     return [], why
+
+
+def _ahead(world: World, trainer: Trainer) -> int:
+    """Bytes that training together takes beyond the bare network: buckets, gradients beside them, NCCL's buffers."""
+    if world.size == 1 or world.device.type != "cuda":
+        return 0
+    return 8 * sum(parameter.numel() for parameter in trainer.model.parameters()) + 2**28
 
 
 def measure(world: World, trainer: Trainer, data: Batches, batch: int, seconds: float) -> Run:

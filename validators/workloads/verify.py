@@ -193,15 +193,17 @@ class WordSums:
 class Bits:
     """Verifies products bit for bit against verified ones, through their checksums."""
 
-    method = "checksums"
-
     def __init__(self, like: Tensor, seed: int) -> None:
         self._sum: Projection | WordSums
         try:
             self._sum = Projection(like, seed)
             self._sum.into(like, self._sum.rooms(1, like.device)[0])
-        except RuntimeError:  # a card or a torch without an int8 product
+            self.method = "checksums"
+        except torch.cuda.OutOfMemoryError:  # no reason for the weaker sums: the next smaller size
+            raise
+        except (RuntimeError, StopIteration):  # a card or a torch without an int8 product; a size without segments
             self._sum = WordSums(like)
+            self.method = "word sums"
         self.known: List[Tensor] = []
 
     def learn(self, product: Tensor) -> None:
