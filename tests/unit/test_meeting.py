@@ -75,6 +75,7 @@ def test_a_first_host_that_does_not_come_is_named() -> None:
         b'{"run": "run", "host": 7, "ranks": 1}\n',
         b'{"run": "run", "host": 1, "ranks": 1000000000}\n',
         b"x" * 200_000,
+        b"[" * 60_000 + b"\n",
     ],
 )
 def test_a_stranger_at_the_port_changes_nothing(said: bytes) -> None:
@@ -94,6 +95,27 @@ def test_a_stranger_at_the_port_changes_nothing(said: bytes) -> None:
     first.join(20)
     second.join(20)
     assert {index: (one.first_rank, one.world) for index, one in found.items()} == {0: (0, 2), 1: (1, 2)}
+
+
+def test_a_stranger_who_never_ends_holds_nobody_up() -> None:
+    port, ended = free_port(), []
+
+    def host() -> None:
+        with pytest.raises(RuntimeError, match="did not come within 1 s: b"):
+            Meeting(("a", "b"), 0, "127.0.0.1", port, "run", 1.0).join(1)
+        ended.append(time.monotonic())
+
+    first = threading.Thread(target=host)
+    began = time.monotonic()
+    first.start()
+    with _connected(port) as stranger, contextlib.suppress(OSError):
+        for _ in range(40):
+            stranger.sendall(b" ")
+            time.sleep(0.25)
+            if ended:
+                break
+    first.join(20)
+    assert ended[0] - began < 6
 
 
 def _connected(port: int) -> socket.socket:

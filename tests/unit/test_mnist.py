@@ -316,3 +316,29 @@ def test_the_small_cnn_trains_too() -> None:
         machine.epoch(12)
     assert machine.parameters == 1_199_882
     assert machine.accuracy() > 0.5
+
+
+class Slow:
+    """A training that gets nowhere near in time."""
+
+    def epoch(self, _epochs: int) -> float:
+        return 100.0
+
+    def accuracy(self) -> float:
+        return 0.96
+
+    def speeds(self, _seconds: float) -> list[float]:
+        return [600.0, 610.0, 620.0]
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_training_that_ran_out_of_time_is_not_judged_as_one_that_does_not_learn(
+    in_time: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mnist_data, "MOST_S", 1e9 if in_time else -1.0)
+    records: list[Record] = []
+    asked = mnist_data.Asked.of({"subject": HOST, "data": "/somewhere", "epochs": 3})
+    mnist_data.train(mnist_data.results(asked, "torch", records.append), Slow(), asked)
+    found = measured(records, "torch")["accuracy"]
+    assert found.value == (0.96 if in_time else None)
+    assert in_time or found.note.startswith("too slow: 1 of 3 epochs")

@@ -59,6 +59,12 @@ def test_it_sees_one_gpu_by_its_uuid(tmp_path: Path) -> None:
     assert seen.labels == {"seen": "GPU-1234"}
 
 
+def test_an_override_of_its_arithmetic_does_not_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    body = "emit(Measurement('x_load', 'host', 'n', int('NVIDIA_TF32_OVERRIDE' in os.environ), 'count'))"
+    assert [one.value for one in run(tmp_path, body) if isinstance(one, Measurement)] == [0]
+
+
 ENDS = {
     "crash": ("import ctypes; ctypes.string_at(0)", "workload x_work crashed: SIGSEGV"),
     "exception": ("raise MemoryError('CUDA out of memory')", "last words: MemoryError: CUDA out of memory"),

@@ -47,9 +47,6 @@ def run_workload(
     root = bundle_root()
     records_in, records_out = os.pipe()
     argv = [python, "-c", BOOT, root, "workload", name, str(records_out)]
-    started_in = _environment(gpus, environment or {})
-    if name in ("matmul", "soak"):  # cuBLAS would make fp32 products TF32 (1) or TF32 ones fp32 (0), whatever is asked
-        started_in.pop("NVIDIA_TF32_OVERRIDE", None)
     try:
         process = subprocess.Popen(
             argv,
@@ -58,7 +55,7 @@ def run_workload(
             stderr=subprocess.PIPE,
             bufsize=0,
             pass_fds=(records_out, *root_fds(root)),
-            env=started_in,
+            env=_environment(gpus, environment or {}),
         )
     except OSError as problem:
         os.close(records_in)
@@ -144,6 +141,7 @@ def _is_over(process: subprocess.Popen[bytes]) -> bool:
 
 def _environment(gpus: Optional[Sequence[str]], added: Mapping[str, str]) -> Dict[str, str]:
     environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **added}
+    environment.pop("NVIDIA_TF32_OVERRIDE", None)  # it makes float32 TF32, or TF32 float32, whatever is asked for
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return environment
