@@ -32,6 +32,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+from benchmarks.gpus import visible  # noqa: E402
 from validators.workloads import cifar_step  # noqa: E402
 from validators.workloads.cifar_data import Loader, read, synthetic  # noqa: E402
 from validators.workloads.cifar_optimizer import MUON, SGD, Recipe  # noqa: E402
@@ -221,7 +222,7 @@ def fresh(bench: Bench) -> None:
         line(f"cuDNN times {tried} kernels for each convolution")
         bench.options.kernels_tried = tried
         began = time.time()
-        text = end(start(bench.options, "0", 0))
+        text = end(start(bench.options, visible(1)[0], 0))
         line(f"whole process {time.time() - began:.2f} s")
         line(text)
 
@@ -231,12 +232,12 @@ def on_all(bench: Bench) -> None:
     from validators.probes.ranks import free_port  # noqa: PLC0415
 
     count = torch.cuda.device_count()
-    line("GPU 0 alone", end(start(bench.options, "0", 3)), sep="\n")
-    for gpu, process in enumerate([start(bench.options, str(gpu), 3) for gpu in range(count)]):
+    line("GPU 0 alone", end(start(bench.options, visible(1)[0], 3)), sep="\n")
+    for gpu, process in enumerate([start(bench.options, gpu, 3) for gpu in visible(count)]):
         line(f"GPU {gpu}, all at once", end(process), sep="\n")
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    visible = ",".join(str(gpu) for gpu in range(count))
-    job = [start(bench.options, visible, 3, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(count)]
+    together = ",".join(visible(count))
+    job = [start(bench.options, together, 3, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(count)]
     for rank, process in enumerate(job):
         line(f"one job over {count}, process {rank}", end(process), sep="\n")
 

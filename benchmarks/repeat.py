@@ -1,6 +1,6 @@
 """How far do a workload's figures vary from run to run? Several runs, each a process of its own, on one idle GPU.
 
-    python benchmarks/repeat.py [matmul] [--runs 10] [--warm] [--most 120] [--gpu 0] [--param dtypes=bf16,fp8]
+    python benchmarks/repeat.py [matmul] [--runs 10] [--warm] [--most 120] [--gpu N] [--param dtypes=bf16,fp8]
                                 [--target 0.5] [--json FILE]
 
 The workload is one of validators/workloads/, run as the check runs it: a fresh process of this Python, that GPU alone
@@ -23,6 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpus import visible  # noqa: E402
+
 CHILD = """
 import dataclasses, importlib, json, sys
 out = sys.stdout
@@ -125,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workload", nargs="?", default="matmul")
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--gpu", default="0", help="its index in nvidia-smi")
+    parser.add_argument("--gpu", default=visible(1)[0], help="its index in nvidia-smi, or its UUID")
     parser.add_argument("--param", action="append", default=[], help="name=value, of the workload")
     parser.add_argument("--target", type=float, default=0.5, help="coefficient of variation that is wanted, percent")
     parser.add_argument("--warm", action="store_true", help="one process for all runs")

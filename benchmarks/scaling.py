@@ -28,6 +28,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.gpus import visible
 from validators import check
 from validators.probes import ranks
 from validators.schema import CheckRequest, Measurement, Plan, Record
@@ -98,12 +99,6 @@ def plain_rank(batches: list[int], seconds: float) -> None:
         print(json.dumps(found), flush=True)
     dist.barrier()
     dist.destroy_process_group()
-
-
-def visible(count: int) -> list[str]:
-    """The first of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    told = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-    return (told or list(map(str, range(count))))[:count]
 
 
 def plain(count: int, batches: list[int], seconds: float) -> dict[int, Figure]:
