@@ -157,7 +157,7 @@ class _Run:
             transport = stack.enter_context(way)
             self._lap("connect", self._began)
             if self._host.image:
-                container.pull(self._host, transport, self._tell)
+                container.pull(self._host, transport, self._tell, _interrupted.is_set)
                 self._lap("pull", self._began)
             self._bring_data(transport)
             mark = f"<bringup {secrets.token_hex(8)}> "

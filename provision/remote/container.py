@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from provision.errors import HostError, RemoteCommandError, UsageError
+from provision.errors import ConnectionLost, HostError, RemoteCommandError, UsageError
 from provision.hosts import Host
 from provision.remote.sudo import as_asked
 from provision.transport.base import Transport
@@ -121,13 +121,17 @@ def start(host: Host, program: Sequence[str], data: Mapping[str, str], *, gpu: b
     return ["sh", "-c", _RUN, "sh", _engine(host), gpus, str(len(folders)), *folders, *options, host.image, *program]
 
 
-def pull(host: Host, transport: Transport, tell: Callable[[str], None]) -> None:
-    """Pull the image where the host hasn't it. `tell` is called once where it takes its time. Raises HostError."""
+def pull(host: Host, transport: Transport, tell: Callable[[str], None], stopped: Callable[[], bool]) -> None:
+    """Pull the image where the host hasn't it. `tell` is called once where it takes its time, `stopped` is asked every
+    two seconds: the user's Ctrl-C. Raises HostError, ConnectionLost.
+    """
     argv = ["sh", "-c", _PULL, "sh", _engine(host), host.image]
     process = transport.start(as_asked(host, argv))
     words = b""
     try:
         for stream, data in process.chunks(deadline_s=PULL_S, idle_s=60.0):
+            if stopped():
+                raise ConnectionLost(f"{host.name}: interrupted")
             if stream == "stdout" and b"missing" in data:
                 tell(f"pulling {host.image}")
             elif stream == "stderr":

@@ -17,14 +17,15 @@ import pytest
 
 from provision.bundle import Bundle
 from provision.commands import CheckOptions, Selection, report, validate
-from provision.errors import UsageError
-from provision.hosts import Host
+from provision.errors import ConnectionLost, UsageError
+from provision.hosts import Host, local_host
 from provision.remote import container
 from provision.remote.container import in_image
 from provision.remote.staging import bundle_argv
 from provision.remote.start import not_started, start_argv
 from provision.report import FORMATS
 from provision.store import RunDirectory, rejudge
+from provision.transport import connect
 from tests.unit.judging import answered, good
 from tests.unit.test_store import manifest
 from validators.schema import CheckRequest, Plan, encode
@@ -193,6 +194,16 @@ def test_a_pull_ends_when_nobody_reads_any_more(tmp_path: Path, *, ignored: bool
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_ctrl_c_ends_a_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine(tmp_path, script='[ "$1" = image ] && exit 1; exec sleep 60')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    began, told = time.monotonic(), []
+    with connect(local_host()) as transport, pytest.raises(ConnectionLost, match="interrupted"):
+        container.pull(box(), transport, told.append, lambda: time.monotonic() - began > 1)
+    assert told == [f"pulling {IMAGE}"]
+    assert time.monotonic() - began < 20
 
 
 def test_a_pull_that_fails_gives_the_engines_status(tmp_path: Path) -> None:
