@@ -27,10 +27,13 @@ from tests.need import need
 from tests.wire.planting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
+MARK = "gpu-bringup-tests-inside"
+"""On our containers alone: hosts of other tests may run the same image on the same engine."""
 FOLDERS = dict.fromkeys((sys.prefix, sys.base_prefix, str(ROOT)))
 """The tests' Python, its standard library, and this project, at the same places inside."""
 INSIDE = {
-    "bringup_container_args": "--network=host --hostname=inside " + " ".join(f"-v {one}:{one}:ro" for one in FOLDERS),
+    "bringup_container_args": f"--network=host --hostname=inside --label={MARK} "
+    + " ".join(f"-v {one}:{one}:ro" for one in FOLDERS),
     "bringup_container_ulimits": "''",  # an engine inside a container may not raise them
     "bringup_container_torch_python": sys.executable,
     "bringup_torch_python": sys.executable,
@@ -71,7 +74,7 @@ class Operator:
         return {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(known)}
 
     def running(self) -> list[str]:
-        return self.docker("ps", "-q", "--filter", f"ancestor={self.image}").split()
+        return self.docker("ps", "-q", "--filter", f"label={MARK}").split()
 
 
 @pytest.fixture(scope="module")
