@@ -1,0 +1,82 @@
+"""A load check run and judged in this process: what the tests of each of them share."""
+
+from __future__ import annotations
+
+import sys
+
+from provision.criteria import load as load_criteria
+from provision.hosts import Host
+from provision.remote import HostRun
+from provision.report.model import Verdict
+from provision.verdict import judge
+from validators import check
+from validators.probes import nvml
+from validators.schema import (
+    HOST,
+    Bye,
+    CheckRequest,
+    Hello,
+    Measurement,
+    Outcome,
+    Plan,
+    Record,
+    Scalar,
+    encode,
+)
+
+
+def plan_of(name: str, device: str = "gpu", **params: Scalar) -> Plan:
+    """The check with these settings, after the one that names the GPUs; torch is this process's own."""
+    requests = (CheckRequest("compute_capability", 30.0), CheckRequest(name, 300.0, params))
+    return Plan(requests, 330.0, {"torch": sys.executable}, device)
+
+
+def run(asked: Plan) -> list[Record]:
+    """What the plan's last check sends; all of it can go over the wire."""
+    records: list[Record] = []
+    request = asked.checks[-1]
+    found = check.load(request.name)
+    context = check.Context(found.info, request, asked, records.append)
+    with context.subject(HOST):
+        found.run(context)
+    for record in records:
+        encode(record)
+    return records
+
+
+def judged(records: list[Record], asked: Plan) -> list[Verdict]:
+    """The verdicts of the plan's last check, by the default criteria."""
+    names = [request.name for request in asked.checks]
+    every = (Hello(1, "x", "3.12", "gpu1", "boot", 0.0), *records)
+    report = judge(
+        [HostRun("gpu1", "gpu1", (*every, Bye(len(every))))],
+        hosts=[Host("gpu1", "gpu1")],
+        catalogue=tuple(check.load(name).info for name in names),
+        criteria=load_criteria((), tuple(check.catalogue())),
+        plans={"gpu1": asked},
+        run_id="r",
+        created="",
+        judged="",
+        version="0",
+    )
+    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == names[-1]]
+
+
+def outcomes(records: list[Record]) -> dict[str, Outcome]:
+    """How it ended, by subject."""
+    return {one.subject: one for one in records if isinstance(one, Outcome)}
+
+
+def measured(records: list[Record], subject: str, **labels: str) -> dict[str, Measurement]:
+    """The last measurement of each metric of a subject, with these labels among its own."""
+    return {
+        one.metric: one
+        for one in records
+        if isinstance(one, Measurement) and one.subject == subject and labels.items() <= one.labels.items()
+    }
+
+
+def uuids() -> list[str]:
+    """The GPUs that NVML, or its double, shows."""
+    with nvml.session() as session:
+        return [gpu.uuid for gpu in session.gpus()[0]]
