@@ -59,7 +59,7 @@ class Network:
         self._bias = torch.empty(WHITENED, device=self.device, dtype=self.dtype)
         self._head = torch.empty(CLASSES, last, device=self.device, dtype=self.dtype)
         self._copies = [
-            *((kernel.view(len(kernel), -1), part) for kernel, part in zip(kernels, self.filter_parts)),  # noqa: B905
+            *((kernel.view(len(kernel), -1), part) for kernel, part in zip(kernels, self.filter_parts)),  # noqa: B905 - strict is 3.10+
             (self._bias, bias),
             (self._head, head.view(CLASSES, last)),
         ]
@@ -74,7 +74,7 @@ class Network:
 
     def of_filters(self, like: Tensor) -> List[Tensor]:
         """The parts of a tensor laid out as `filters` that are in use: (out, 9 x in) each."""
-        return [one[:out, : 9 * into] for one, (out, into) in zip(like, self.shapes)]  # noqa: B905
+        return [one[:out, : 9 * into] for one, (out, into) in zip(like, self.shapes)]  # noqa: B905 - strict is 3.10+
 
     def leaves(self, learn_whitening: bool) -> List[Tensor]:
         """What the loss is differentiated by: filters, then the parts of the vector from its end to its beginning."""
@@ -96,7 +96,7 @@ class Network:
     def reset(self, seed: int) -> None:
         """Begin anew: identity where a filter can be, small random numbers elsewhere."""
         generator = torch.Generator().manual_seed(seed)
-        for part, (out, into) in zip(self.filter_parts, self.shapes):  # noqa: B905
+        for part, (out, into) in zip(self.filter_parts, self.shapes):  # noqa: B905 - strict is 3.10+
             limit = (9 * into) ** -0.5
             start = torch.empty(out, into, 3, 3).uniform_(-limit, limit, generator=generator)
             torch.nn.init.dirac_(start[:into])

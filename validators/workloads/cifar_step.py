@@ -165,7 +165,7 @@ class Trainer:
         whole = self.part == self.batch
         if not whole or self.ranks > 1:  # what is not learnt now would be summed over the ranks again and again
             optimizer.gradient.zero_()
-        for pixels, labels in zip(*self._parts()):  # noqa: B905
+        for pixels, labels in zip(*self._parts()):  # noqa: B905 - strict is 3.10+
             scores = network.forward(network.normalise(pixels), train=True, learn_whitening=learn_whitening)
             loss = F.cross_entropy(
                 scores.float() * self.recipe.score_scale, labels, label_smoothing=self.recipe.smoothing, reduction="sum"
@@ -173,7 +173,7 @@ class Trainer:
             gradients = torch.autograd.grad(loss, leaves)
             with torch.no_grad():
                 flat = [one.permute(0, 2, 3, 1).reshape(len(one), -1) for one in gradients[: len(filters)]]
-                for room, gradient in zip((*filters, *rooms), (*flat, *gradients[len(filters) :])):  # noqa: B905
+                for room, gradient in zip((*filters, *rooms), (*flat, *gradients[len(filters) :])):  # noqa: B905 - strict is 3.10+
                     if whole:
                         room.copy_(gradient)
                     else:

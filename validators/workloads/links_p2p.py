@@ -122,7 +122,7 @@ class Copies:
         self._out = [torch.empty(MOST_SLOTS, self._each, dtype=torch.int32, device=card) for card in cards]
         self._in = [torch.empty(MOST_SLOTS, self._each, dtype=torch.int32, device=card) for card in cards]
         self._steps = [torch.arange(self._each, dtype=torch.int32, device=card) for card in cards]
-        self._streams = [[torch.cuda.Stream(card) for _ in range(2)] for card in cards]  # type: ignore[no-untyped-call]
+        self._streams = [[torch.cuda.Stream(card) for _ in range(2)] for card in cards]  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._turn = 0
         self._busy: Dict[int, int] = {}
 

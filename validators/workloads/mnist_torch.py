@@ -45,7 +45,7 @@ def _without_gpu() -> str:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     except (RuntimeError, AssertionError) as problem:
         return f"torch {torch.__version__} sees no GPU: {str(problem).splitlines()[0]}"
     return f"torch {torch.__version__} sees no GPU; see preflight"
@@ -111,7 +111,7 @@ class Machine:
         """Make the step a CUDA graph, with weights and optimizer left as they were. Where that fails: eager."""
         kept = {name: value.clone() for name, value in self.net.state_dict().items()}
         self.net.train()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
@@ -134,7 +134,7 @@ class Machine:
         self._adam.zero_grad(set_to_none=False)
         images = self._x.flatten(1) if self._flat else self._x[:, None]
         loss = F.cross_entropy(self.net(images), self._y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._adam.step()
         self._loss.copy_(loss.detach())
 
