@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
-from typing import Tuple
+from typing import List, Tuple
 
+MOST_WORDS = 500
+_TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(rb'File "([^"]*)", line (\d+) in (\S+)')
 
 
@@ -35,12 +37,22 @@ def ending(status: int, rest: bytes) -> str:
 
 
 def last_words(tail: bytes) -> str:
-    """Where it was, from the traceback that faulthandler wrote, else its last line on stderr."""
+    """Where it was, by the traceback that faulthandler wrote; else the exception that ended it; else its last line."""
     _, said, trace = tail.rpartition(b"Current thread")
     frames = _FRAME.findall(trace) if said else []
     if frames:
         ours = [frame for frame in frames if b"/validators/" in frame[0]]
         path, line, function = (part.decode("utf-8", "replace") for part in (ours or frames)[0])
         return f" in {function} ({os.path.basename(path)}, line {line})"
-    lines = tail.decode("utf-8", "replace").strip().splitlines()
-    return f"; its last words: {lines[-1][:500]}" if lines else ""
+    lines = [line.strip() for line in _exception(tail.decode("utf-8", "replace").strip().splitlines())]
+    words = " ".join(lines)
+    return f"; its last words: {words[:MOST_WORDS]}" if words else ""
+
+
+def _exception(lines: List[str]) -> List[str]:
+    """Of stderr's lines those of an exception's message, which may be several; the last line where none ended it."""
+    heads = [number for number, line in enumerate(lines) if line.startswith(_TRACEBACK)]
+    told = lines[heads[-1] + 1 :] if heads else []
+    while told and told[0].startswith(" "):
+        told.pop(0)
+    return told or lines[-1:]

@@ -55,7 +55,7 @@ def run(gpus: int, body: str) -> dict[str, Any]:
         [sys.executable, "-c", HEAD + body + "\nprint('@' + json.dumps(out))"],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,  # XLA compiles for 50 s a program
         check=False,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from validators.workloads import links_p2p, links_pattern
 def cards() -> list[torch.device]:
     need(torch.cuda.is_available(), "no GPU on this machine", installable=False)
     need(torch.cuda.device_count() >= 2, "one GPU: no link to another", installable=False)
+    need("CUDA_VISIBLE_DEVICES" not in os.environ, "GPUs are hidden, which the check sees", installable=False)
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
