@@ -65,6 +65,23 @@ def test_an_override_of_its_arithmetic_does_not_reach_it(tmp_path: Path, monkeyp
     assert [one.value for one in run(tmp_path, body) if isinstance(one, Measurement)] == [0]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "own", "expected"), [(("GPU-1234",), None, 8), (("GPU-1234",), "3", 3), ((), None, 0), (None, None, 0)]
+)
+def test_a_gpus_workload_leaves_cores_to_the_others(
+    tmp_path: Path,
+    gpus: tuple[str, ...] | None,
+    own: str | None,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    body = "emit(Measurement('x_load', 'host', 'n', int(os.environ.get('OMP_NUM_THREADS', '0')), 'count'))"
+    assert [one.value for one in run(tmp_path, body, gpus=gpus) if isinstance(one, Measurement)] == [expected]
+
+
 ENDS = {
     "crash": ("import ctypes; ctypes.string_at(0)", "workload x_work crashed: SIGSEGV"),
     "exception": ("raise MemoryError('CUDA out of memory')", "last words: MemoryError: CUDA out of memory"),
