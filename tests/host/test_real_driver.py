@@ -50,6 +50,7 @@ def recorded(command: str) -> tuple[int, str]:
 def said(machine: VirtualMachine, command: str) -> tuple[int, str]:
     """The same of the machine."""
     done = machine.ssh(f"sudo {command} 2>&1")
+    assert done.stdout.strip(), done.stderr
     return done.returncode, done.stdout.strip().splitlines()[-1]
 
 

@@ -47,10 +47,10 @@ class VirtualMachine:
         }
         return " ".join(["vm", *(f"{key}={value}" for key, value in words.items())])
 
-    def ssh(self, script: str, *, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    def ssh(self, script: str, *, timeout_s: float = 300, connect_s: int = 60) -> subprocess.CompletedProcess[str]:
         """Run a shell script in it as its user, who may sudo. The exit status is the caller's to look at."""
         words = ["ssh", "-F", "none", "-i", str(self.key), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"]
-        words += ["-o", "ConnectTimeout=5", "-o", "StrictHostKeyChecking=accept-new", "-p", str(self.port)]
+        words += ["-o", f"ConnectTimeout={connect_s}", "-o", "StrictHostKeyChecking=accept-new", "-p", str(self.port)]
         words += ["-o", f"UserKnownHostsFile={self.known_hosts}", f"{USER}@127.0.0.1", script]
         return subprocess.run(words, capture_output=True, text=True, check=False, timeout=timeout_s)
 
@@ -117,7 +117,7 @@ def _answers(vm: VirtualMachine, process: subprocess.Popen[bytes], seconds: floa
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):  # on a busy machine
-            if vm.ssh("true", timeout_s=60).returncode == 0:
+            if vm.ssh("true", timeout_s=60, connect_s=5).returncode == 0:
                 return True
         time.sleep(1)
     return False

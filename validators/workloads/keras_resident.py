@@ -5,9 +5,8 @@ next batch, for Python, and for hundreds of small kernels to be started. Here th
 one call runs many steps:
 - The weights are one flat vector, so that a gradient is one tensor, its all-reduce one call, and Adam a few kernels.
   The network is Keras's own: its layers are called with slices of that vector (`Model.stateless_call`).
-- Where XLA compiles it, the loop over the steps is one program on the GPU (mode "loop"; one GPU), or the arithmetic of
-  each step is (mode "step"; several GPUs, whose all-reduce stays TensorFlow's own, by NCCL); else the graph runs as
-  it is (mode "graph"). Which one ran is in `Training.mode`.
+- Where XLA compiles it, the loop over the steps is one program on each GPU, all-reduces included (mode "loop"); else
+  the graph runs as it is (mode "graph"). Which one ran is in `Training.mode`.
 
 Images are kept as float16, in which 0 .. 255 are exact: TensorFlow gathers that type on every GPU.
 Adam: Kingma & Ba, arXiv:1412.6980, in Keras's form (epsilon 1e-7 outside the root), its rate falling linearly.
@@ -16,14 +15,17 @@ Works with Keras 3 (TensorFlow 2.16 and later).
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Sequence, Tuple, TypeVar
 
 import numpy as np
 
-MODES = ("loop", "step", "graph")
+from validators.workloads import keras_start
+
+MODES = ("loop", "graph")
 MOST_STEPS = 64
 """Steps in one call, at most: the program is compiled for so many."""
 WINDOW_S = 0.1
@@ -49,6 +51,22 @@ class Speeds(NamedTuple):
     copy: float
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _in_words(method: _Method) -> _Method:
+    """TensorFlow's error as a RuntimeError that says its cause: its own are of no class that a caller could name."""
+
+    @functools.wraps(method)
+    def told(self: Training, *given: Any, **named: Any) -> Any:
+        try:
+            return method(self, *given, **named)
+        except self.tf.errors.OpError as problem:
+            raise RuntimeError(_tell(self.mode, problem)) from None
+
+    return told  # type: ignore[return-value]  # the same method
+
+
 def _as_they_are(images: Any, step: Any) -> Any:
     del step
     return images
@@ -58,7 +76,8 @@ def _as_they_are(images: Any, step: Any) -> Any:
 class Settings:
     """How to train. `batch`: images a step of one GPU. `mode`: "" tries XLA first; else one of MODES.
 
-    `vary`: (images of a step, which step) -> the images to train on.
+    `vary`: (images of a step, which step) -> the images to train on. `steps` of an epoch; 0: until every image is seen.
+    `exchange` False: each replica applies its own gradients, to learn what exchanging them takes.
     """
 
     batch: int
@@ -67,6 +86,8 @@ class Settings:
     mode: str = ""
     seed: int = 1
     vary: Callable[[Any, Any], Any] = _as_they_are
+    steps: int = 0
+    exchange: bool = True
 
 
 class Training:
@@ -82,7 +103,8 @@ class Training:
         train, test = data
         self.tf, self.how, self.places = tf, how, list(places)
         self.replicas = len(places)
-        self.steps, self.chunk = _shares(len(train.labels), how.batch * self.replicas)
+        whole = how.batch * self.replicas
+        self.steps, self.chunk = _shares(how.steps * whole or len(train.labels), whole)
         self._scale = FP16_SCALE if how.policy == "mixed_float16" else 1.0
         self.strategy = tf.distribute.MirroredStrategy(list(places))
         self._random = np.random.default_rng(how.seed)
@@ -127,9 +149,7 @@ class Training:
         """The first mode that runs, and why those before it do not."""
         if self.how.mode not in ("", *MODES):
             raise ValueError(f"no such mode: {self.how.mode}; there are {', '.join(MODES)}")
-        modes = [self.how.mode] if self.how.mode else ["loop" if self.replicas == 1 else "step", "graph"]
-        if not self.how.mode and not self.on_gpu:
-            modes = ["graph"]
+        modes = [self.how.mode] if self.how.mode else list(MODES) if self.on_gpu else ["graph"]
         failed: List[str] = []
         for mode in modes:
             self._run = self._program(mode)
@@ -195,10 +215,6 @@ class Training:
     def _program(self, mode: str) -> Any:
         """(first step of the epoch, first step of the training, rate, its fall a step) -> nothing; runs `chunk`."""
         tf, strategy = self.tf, self.strategy
-        compiled: Dict[str, Any] = {"autograph": False, "jit_compile": True}
-        gradient, adam = self._gradient, self._adam
-        if mode == "step":
-            gradient, adam = tf.function(gradient, **compiled), tf.function(adam, **compiled)
 
         def one_step(i: Any, begin: Any, trained: Any, rate: Any, fall: Any) -> None:
             context = tf.distribute.get_replica_context()
@@ -210,11 +226,11 @@ class Training:
             images = self.how.vary(images, step)
             seed = tf.stack([step * self.replicas + context.replica_id_in_sync_group, self.how.seed])
             state = tuple(tf.convert_to_tensor(one) for one in (self._weights, self._mean, self._square))
-            found = gradient(state[0], images, labels, seed)
-            if self.replicas > 1:
+            found = self._gradient(state[0], images, labels, seed)
+            if self.replicas > 1 and self.how.exchange:
                 found = context.all_reduce(tf.distribute.ReduceOp.SUM, found)
             now = tf.maximum(rate - fall * tf.cast(step, tf.float32), 0.0)
-            after = adam(state, found[:-1], step, now)
+            after = self._adam(state, found[:-1], step, now)
             kept = (self._weights, self._mean, self._square, self._loss)
             for variable, value in zip(kept, (*after, found[-1])):  # noqa: B905 - strict is 3.10+, the host may have 3.9
                 strategy.extended.update(variable, _assign, args=(value,), group=False)
@@ -227,7 +243,9 @@ class Training:
             tf.while_loop(lambda i: i < self.chunk, next_step, (tf.constant(0),), parallel_iterations=1)
 
         if mode == "loop":
-            inner = tf.function(lambda *given: loop(lambda i: one_step(i, *given)), **compiled)
+            inner = tf.function(
+                lambda *given: loop(lambda i: one_step(i, *given)), autograph=False, jit_compile=True
+            )  # fmt: skip
             return tf.function(lambda *given: strategy.run(inner, args=given), autograph=False)
 
         return tf.function(
@@ -263,6 +281,7 @@ class Training:
         if not all(math.isfinite(one) for one in losses):
             raise RuntimeError(f"the loss is {losses[0]} after {self._trained} steps")
 
+    @_in_words
     def epoch(self, epochs: int) -> float:
         """Train for one of `epochs` epochs, over which the rate falls to 0; seconds."""
         began = time.perf_counter()
@@ -277,6 +296,7 @@ class Training:
         """Images that an epoch computes: all of the data set, and what fills its last step."""
         return self.replicas * self.steps * self.how.batch
 
+    @_in_words
     def accuracy(self) -> float:
         """Share of the test images that the first replica names rightly."""
         if not hasattr(self, "_right"):
@@ -298,6 +318,14 @@ class Training:
                 right.append(tf.reduce_sum(tf.cast(named == true, tf.float32)))
             return tf.cast(tf.add_n(right), tf.int64)
 
+    def replicas_agree(self) -> bool:
+        """Whether every replica holds the same weights and the same means of its gradients, to the last bit."""
+        for variable in (self._weights, self._mean, self._square):
+            first, *others = [one.numpy() for one in self.strategy.experimental_local_results(variable)]
+            if any(one.tobytes() != first.tobytes() for one in others):
+                return False
+        return True
+
     def finish(self) -> Any:
         """The Keras model with the trained weights."""
         flat = self.strategy.experimental_local_results(self._weights)[0].numpy()
@@ -307,15 +335,21 @@ class Training:
             at += self._sizes[i]
         return self.model
 
-    def speed(self, seconds: float) -> Speeds:
-        """Train on at rate 0 for about so many seconds, at least three windows; what was trained stays."""
+    @_in_words
+    def speed(self, seconds: float, *, redraw: bool = True) -> Speeds:
+        """Train on at rate 0 for about so many seconds, at least three windows; what was trained stays.
+
+        `redraw`: the images in a new order for each epoch, as in training.
+        """
         chunks, began, at = 1, time.perf_counter(), self.steps
         rates: List[float] = []
         whole = drawing = copying = 0.0
         while len(rates) < 3 or time.perf_counter() - began < seconds:
             start_s = time.perf_counter()
             for _ in range(chunks):
-                if at >= self.steps:
+                if at >= self.steps and not redraw:
+                    at = 0
+                elif at >= self.steps:
                     self._sync()  # else the copy's time is that of the steps it waits for
                     drawn, copied = self._draw()
                     drawing, copying, at = drawing + drawn, copying + copied, 0
@@ -338,8 +372,7 @@ def _assign(variable: Any, value: Any) -> Any:
 
 
 def _tell(mode: str, problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{mode}: {type(problem).__name__}: {' '.join(lines)[:400]}"
+    return f"{mode}: {type(problem).__name__}: {keras_start.cause(problem)[:400]}"
 
 
 def _shares(images: int, batch: int) -> Tuple[int, int]:

@@ -65,6 +65,16 @@ def _words() -> Iterator[List[str]]:
             os.write(2, text[-8192:])
 
 
+STACK = ('File "', "Graph execution error:", "Detected at node", "Stack trace for op definition:", "[[{{node")
+"""How the lines begin that say where in a program the graph was made, which a reader of a report has not."""
+
+
+def cause(problem: BaseException) -> str:
+    """What an error of TensorFlow's says, in one line, without the stack that stands before and after its cause."""
+    lines = [line.strip() for line in str(problem).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(STACK)) or type(problem).__name__
+
+
 def precision(tf: Any, gpus: int) -> str:
     """Keras's policy by the card: bfloat16 from Ampere on, float16 with tensor cores (Volta, Turing), else float32."""
     if not gpus:
