@@ -92,6 +92,7 @@ def ours(gpus: int, batches: list[int], seconds: float, float32: bool, mode: str
         made = time.perf_counter() - begin
         found = training.speed(seconds)
         note = f"{training.mode}, {policy}, compiled in {made:.1f} s {training.passed_over}"
+        del training  # its images
         say(gpus=gpus, batch=fits, side="ours", speeds=found.windows, note=note)
 
 

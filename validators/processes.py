@@ -8,6 +8,8 @@ import signal
 from typing import List, Tuple
 
 MOST_WORDS = 500
+_RANK = re.compile(r"^\[rank\d+\]: ?")
+"""torch writes it before each line of a traceback in a process group."""
 _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(rb'File "([^"]*)", line (\d+) in (\S+)')
 
@@ -46,13 +48,18 @@ def last_words(tail: bytes) -> str:
         return f" in {function} ({os.path.basename(path)}, line {line})"
     lines = [line.strip() for line in _exception(tail.decode("utf-8", "replace").strip().splitlines())]
     words = " ".join(lines)
-    return f"; its last words: {words[:MOST_WORDS]}" if words else ""
+    if len(words) > MOST_WORDS:  # a message's cause may stand at either end
+        words = f"{words[: MOST_WORDS // 2]} ... {words[-MOST_WORDS // 2 :]}"
+    return f"; its last words: {words}" if words else ""
 
 
 def _exception(lines: List[str]) -> List[str]:
     """Of stderr's lines those of an exception's message, which may be several; the last line where none ended it."""
-    heads = [number for number, line in enumerate(lines) if line.startswith(_TRACEBACK)]
-    told = lines[heads[-1] + 1 :] if heads else []
+    lines = [_RANK.sub("", line) for line in lines]
+    ignored = [number for number, line in enumerate(lines) if line.startswith("Exception ignored")]  # as it ended
+    heads = [number for number, line in enumerate(lines) if line.startswith(_TRACEBACK) and number - 1 not in ignored]
+    end = next((number for number in ignored if heads and number > heads[-1]), len(lines))
+    told = lines[heads[-1] + 1 : end] if heads else []
     while told and told[0].startswith(" "):
         told.pop(0)
     return told or lines[-1:]

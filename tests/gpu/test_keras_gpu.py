@@ -130,7 +130,8 @@ def test_torch_trains_as_one_cuda_graph_and_as_without(model: str, monkeypatch: 
         for _ in range(8):
             machine.epoch(8)
         assert machine.accuracy() > 0.95
-    before = [one.clone() for one in graphed.net.parameters()]
-    assert min(*graphed.speeds(0.2), *plain.speeds(0.2)) > 0
-    assert all(torch.equal(*pair) for pair in zip(before, graphed.net.parameters(), strict=True))
+    for machine in (graphed, plain):
+        before = [one.clone() for one in machine.net.parameters()]
+        assert len(machine.speeds(0.2)) >= 3
+        assert all(torch.equal(*pair) for pair in zip(before, machine.net.parameters(), strict=True))
     assert mnist_data.PARAMETERS == 669_706

@@ -35,7 +35,7 @@ from validators.schema import (
     Scalar,
     encode,
 )
-from validators.workloads import cifar_terms, cifar_torch
+from validators.workloads import cifar_keras, cifar_terms, cifar_torch, keras_start
 from validators.workloads.cifar_data import read, synthetic
 from validators.workloads.cifar_optimizer import MUON
 
@@ -328,6 +328,32 @@ def test_tensorflow_that_nobody_named_is_not_applicable(monkeypatch: pytest.Monk
         found = measured(records, uuid, "tensorflow")
         assert found["accuracy"].absence == NOT_APPLICABLE
         assert found["accuracy"].note == "no Python with tensorflow on this host"
+
+
+@pytest.mark.usefixtures("four_gpus")
+def test_a_tensorflow_that_is_too_old_is_told_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, _name: sys.executable)
+    monkeypatch.setattr(keras_start, "too_old", lambda _tf: "TensorFlow 2.14.1 has no Keras 3")
+    stand = Stand(monkeypatch)
+
+    def either(ctx: Any, python: str, name: str, params: Mapping[str, Scalar], **more: object) -> None:
+        if name == "cifar_keras":
+            cifar_keras.main(dict(params), ctx.forward)
+        else:
+            stand.run(ctx, python, name, params, **more)
+
+    monkeypatch.setattr(workload, "run_workload", either)
+    asked = plan(torch_only=False)
+    records = run(asked)
+    assert {one.status for one in outcomes(records).values()} == {RAN}
+    for found in (measured(records, uuids()[0], "tensorflow"), measured(records, HOST, "tensorflow")):
+        assert {one.absence for one in found.values() if one.labels} == {NOT_APPLICABLE}
+    of_tensorflow = [
+        one
+        for one in judged(records, asked)
+        if one.measurement and one.measurement.labels.get("framework") == "tensorflow"
+    ]
+    assert {one.status for one in of_tensorflow} == {"SKIP"}
 
 
 @pytest.mark.usefixtures("four_gpus")

@@ -20,6 +20,16 @@ CASES = {
         "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise MemoryError('no room') from e",
         "; its last words: MemoryError: no room",
     ),
+    "what torch writes of a rank": (
+        'print(\'[rank0]: Traceback (most recent call last):\\n[rank0]:   File "x", line 1\\n'
+        "[rank0]: DistBackendError: NCCL error\\n[rank0]: Last error: none')",
+        "; its last words: DistBackendError: NCCL error Last error: none",
+    ),
+    "not what fails as it ends": (
+        "class Broken:\n    def __del__(self):\n        raise TypeError('late')\n"
+        "kept = Broken()\nraise RuntimeError('fire')",
+        "; its last words: RuntimeError: fire",
+    ),
     "nothing": ("pass", ""),
 }
 
@@ -33,5 +43,8 @@ def test_the_last_words_say_why(case: str) -> None:
     assert last_words(said) == expected
 
 
-def test_endless_words_are_cut() -> None:
-    assert len(last_words(b"x" * 10_000)) < 600
+def test_of_endless_words_both_ends_are_told() -> None:
+    told = last_words(b"Traceback (most recent call last):\nRuntimeError: the cause" + b"x" * 10_000 + b"the end")
+    assert len(told) < 600
+    assert "RuntimeError: the cause" in told
+    assert told.endswith("the end")

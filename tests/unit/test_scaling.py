@@ -43,7 +43,7 @@ from validators.schema import (
     Scalar,
     decode,
 )
-from validators.workloads import scaling_models, scaling_torch
+from validators.workloads import cifar_keras, keras_start, mnist_keras, scaling_keras, scaling_models, scaling_torch
 
 INFO = check.load("scaling").info
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,8 +344,51 @@ def test_tensorflow_that_crashes_leaves_what_torch_gave(
     monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
     records = run(plan())
     assert len(efficiencies(records, framework="torch")) == 2
-    assert "tensorflow: workload scaling_keras crashed" in outcomes(records)[HOST].detail
+    assert "tensorflow on 4 GPUs: workload scaling_keras crashed" in outcomes(records)[HOST].detail
     assert {outcomes(records)[uuid].status for uuid in uuids()} == {RAN}
+
+
+def test_each_number_of_replicas_is_a_tensorflow_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, four_gpus: Callable[..., None]
+) -> None:
+    """In one process TensorFlow refuses a second number: CPU:1 is joining a group with size 4, but that has size 2."""
+    asked = []
+
+    def world(ctx: check.Context, *_: Any, gpus: tuple[str, ...], **__: Any) -> None:
+        asked.append((_[-1]["replicas"], len(gpus)))
+        labels = {"framework": "tensorflow", "model": "keras_cnn", "mode": "weak", "batch": "1024"}
+        ctx.measure("images_per_second", 1000.0 * len(gpus), HOST, {**labels, "gpus": str(len(gpus))})
+
+    monkeypatch.setattr(workload, "run_workload", world)
+    monkeypatch.setattr(pythons, "find_python", lambda _plan, _framework: sys.executable)
+    records = run(plan(frameworks="tensorflow"))
+    assert asked == [(1, 1), (2, 2), (4, 4)]
+    assert [one.value for one in efficiencies(records, framework="tensorflow") if one.value] == [1.0, 1.0]
+
+
+def test_four_replicas_of_the_cpu_agree() -> None:
+    need(importlib.util.find_spec("tensorflow") is not None, "no tensorflow in this Python")
+    words = "from validators.workloads import scaling_keras as s; import sys; seen = []; "
+    words += "s.main({'device': 'cpu', 'replicas': 4, 'keras_cnn': '4', 'seconds': 0.05}, seen.append); "
+    words += "print([one.value for one in seen if getattr(one, 'metric', '') == 'ranks_agree'])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", words], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ran.stdout.strip() == "[True]", ran.stderr[-1000:]
+
+
+def test_a_keras_2_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    need(importlib.util.find_spec("tensorflow") is not None, "no tensorflow in this Python")
+    monkeypatch.setattr(keras_start, "too_old", lambda _tf: "TensorFlow 2.14.1 has no Keras 3")
+    for program, params in (
+        (scaling_keras, {"device": "cpu", "replicas": 1}), (cifar_keras, {"gpus": 1}), (mnist_keras, {"gpus": 1}),
+    ):  # fmt: skip
+        records: list[Record] = []
+        program.main(params, records.append)
+        told = [one for one in records if isinstance(one, Measurement)]
+        assert {one.metric for one in told} >= {"images_per_second"}
+        assert {(one.absence, one.note) for one in told} == {("not_applicable", "TensorFlow 2.14.1 has no Keras 3")}
 
 
 WEAK = Cell("torch", "vgg19_bn", "weak", 4096, 4)

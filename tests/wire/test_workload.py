@@ -65,8 +65,11 @@ def test_an_override_of_its_arithmetic_does_not_reach_it(tmp_path: Path, monkeyp
     assert [one.value for one in run(tmp_path, body) if isinstance(one, Measurement)] == [0]
 
 
+FEW = min(8, len(os.sched_getaffinity(0)))
+
+
 @pytest.mark.parametrize(
-    ("gpus", "own", "expected"), [(("GPU-1234",), None, 8), (("GPU-1234",), "3", 3), ((), None, 0), (None, None, 0)]
+    ("gpus", "own", "expected"), [(("GPU-1",), None, FEW), (("GPU-1",), "3", 3), ((), None, 0), (None, None, 0)]
 )
 def test_a_gpus_workload_leaves_cores_to_the_others(
     tmp_path: Path,

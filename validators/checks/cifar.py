@@ -9,7 +9,7 @@ from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from validators.check import Context, Metric, check
 from validators.probes import datasets, gpu_load, nvml, pythons, ranks, workload
-from validators.schema import HOST, Measurement, Progress, Record, Sample, Scalar
+from validators.schema import HOST, NOT_APPLICABLE, Measurement, Progress, Record, Sample, Scalar
 
 WORKLOADS: Mapping[str, str] = {"torch": "cifar_torch", "tensorflow": "cifar_keras"}
 """Framework -> its program in validators/workloads/. All take the parameters that `_params` names and send TRAINING,
@@ -104,6 +104,8 @@ class _Jobs:
         self.good: Dict[str, List[nvml.Gpu]] = {framework: [] for framework in WORKLOADS}
         self.speeds: Dict[str, Dict[str, float]] = {}
         self.cpu_speed: Dict[str, float] = {}
+        self.unfit: Dict[str, str] = {}
+        """Framework -> why its workload does not run with what the host has."""
 
     def first(self) -> str:
         """The framework that says whether anything can run: one that is there, else torch."""
@@ -135,6 +137,7 @@ class _Jobs:
                         self.good[framework].append(gpu)
                     except RuntimeError as problem:
                         problems.append(f"{framework}: {problem}")
+            self.unfit.update(seen.unfit)
             self._beside(gpu.uuid, seen)
             self._without(gpu.uuid)
             if problems:
@@ -146,6 +149,8 @@ class _Jobs:
             used = seen.utilisation.get(framework)
             if used:
                 self.ctx.measure("utilisation", statistics.median(used), uuid, labels)
+            elif framework in seen.unfit:
+                self.ctx.not_applicable("utilisation", seen.unfit[framework], uuid, labels)
             else:
                 self.ctx.unknown("utilisation", "NVML gave no reading while it trained", uuid, labels)
             ours, theirs = seen.speed.get(framework), self.cpu_speed.get(framework)
@@ -170,7 +175,7 @@ class _Jobs:
         names = {nvml.text(gpu.get("GetName")) for gpu in gpus}
         for framework in WORKLOADS:
             labels, speeds = {"framework": framework}, self.speeds.get(framework, {})
-            why = self.absent.get(framework, "")
+            why = self.absent.get(framework, "") or self.unfit.get(framework, "")
             if not why and (len(gpus) < 2 or len(names) > 1):
                 why = "one GPU has nothing to be compared with" if len(gpus) < 2 else "GPUs of several names"
             if why:
@@ -189,6 +194,8 @@ class _Jobs:
             return
         problems = []
         for framework, python in self.pythons.items():
+            if framework in self.unfit:
+                continue
             uuids = [gpu.uuid for gpu in gpus if gpu in self.good[framework]]
             if len(uuids) < 2:
                 problems.append(f"{framework}: no job over all GPUs: fewer than two of them trained alone")
@@ -234,6 +241,9 @@ class _Jobs:
             raise RuntimeError("; ".join(self.missing))
 
 
+SPEEDLESS = ("images_per_second", NOT_APPLICABLE)
+
+
 class _Seen(Context):
     """The same context, noting each framework's speed and the GPU's utilisation while its training runs."""
 
@@ -245,6 +255,7 @@ class _Seen(Context):
         self.utilisation: Dict[str, List[float]] = {}
         self.speed: Dict[str, float] = {}
         self.cpu_speed: Dict[str, float] = {}
+        self.unfit: Dict[str, str] = {}
 
     @contextmanager
     def of(self, framework: str) -> Iterator[None]:
@@ -268,6 +279,8 @@ class _Seen(Context):
                 }.get(record.metric)
                 if speeds is not None:
                     speeds[record.labels.get("framework", "")] = float(record.value)
+            elif isinstance(record, Measurement) and (record.metric, record.absence) == SPEEDLESS:
+                self.unfit[record.labels.get("framework", "")] = record.note
         self._pass_on(record)
 
 

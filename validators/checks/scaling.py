@@ -51,7 +51,7 @@ WORLD_TIMEOUT_S = 180.0
     catches="slow or missing links between GPUs, a host too slow for its GPUs, gradients reduced wrongly",
     needs=("torch: bringup_torch_python, or the frameworks role", "two GPUs", "tensorflow, where it is there"),
     level=3,
-    seconds=60,
+    seconds=120,
     timeout_s=1500,
     per_gpu=True,
     params=(*DEFAULTS, "frameworks", "counts", "world_timeout_s"),
@@ -200,25 +200,26 @@ class _Runs:
             self._close(table, "torch", count, problem)
 
     def tensorflow(self, table: _Table) -> None:
-        """All numbers of GPUs in one process, as MirroredStrategy works."""
+        """Each number of GPUs in a process of its own: TensorFlow keeps the groups of a strategy for a process's life,
+        and refuses another number of GPUs."""
         python = pythons.find_python(self._ctx.plan, "tensorflow")
         if python is None:
             text = "no Python with TensorFlow on this host; bringup_tensorflow_python names one"
             self._ctx.not_applicable("images_per_second", text, HOST, {"framework": "tensorflow"})
             self.missing["tensorflow"] = text
             return
-        counts = [count for count in counts_of(self._ctx, len(self._gpus)) if count <= len(self._well)]
-        uuids = [gpu.uuid for gpu in self._well[: counts[-1]]] if counts else []
-        if uuids:
-            problem = _keras(table, python, _params(self._ctx, "gpu", self._timeout_s), counts, uuids)
-            for count in counts:
-                table.compare("tensorflow", count)
+        for count in counts_of(self._ctx, len(self._gpus)):
+            uuids = [gpu.uuid for gpu in self._well[:count]]
+            if len(uuids) < count:
+                return
+            problem = _keras(table, python, _params(self._ctx, "gpu", self._timeout_s), uuids, self._timeout_s)
+            self._close(table, "tensorflow", count, problem)
             if problem:
-                self._problems.append(f"tensorflow: {problem}")
-            elif not table.has("tensorflow"):
+                continue
+            if not table.has("tensorflow"):
                 self.missing["tensorflow"] = "TensorFlow measured nothing: see its images_per_second"
-            else:
-                self._used.update(dict.fromkeys(uuids, True))
+                return
+            self._used.update(dict.fromkeys(uuids, True))
 
     def _close(self, table: _Table, framework: str, count: int, problem: str) -> None:
         table.compare(framework, count)  # what came before it broke stands
@@ -270,13 +271,11 @@ def _world(ctx: Context, python: str, params: Mapping[str, Scalar], uuids: Seque
     return ""
 
 
-def _keras(ctx: Context, python: str, params: Mapping[str, Scalar], counts: Sequence[int], uuids: Sequence[str]) -> str:
-    """Run TensorFlow on all these numbers of GPUs; gives what went wrong."""
-    told = {**params, "counts": ",".join(map(str, counts))}
-    timeout_s = 60.0 + 30.0 * len(counts)
+def _keras(ctx: Context, python: str, params: Mapping[str, Scalar], uuids: Sequence[str], timeout_s: float) -> str:
+    """Run TensorFlow on these GPUs, on params' ranks of the CPU for none; gives what went wrong."""
+    told = {**params, "replicas": len(uuids) or params["ranks"]}
     try:
-        gpus = tuple(uuids) if params["device"] == "gpu" else None
-        workload.run_workload(ctx, python, "scaling_keras", told, gpus=gpus, timeout_s=timeout_s)
+        workload.run_workload(ctx, python, "scaling_keras", told, gpus=tuple(uuids) or None, timeout_s=timeout_s)
     except RuntimeError as problem:
         return str(problem)
     return ""
@@ -304,11 +303,10 @@ def _on_the_cpu(ctx: Context) -> None:
                 problems.append(f"{count} ranks: {problem}")
     tensorflow = pythons.find_python(ctx.plan, "tensorflow") if "tensorflow" in wanted else None
     if tensorflow is not None:
-        counts = counts_of(ctx, 2)
-        problem = _keras(table, tensorflow, params, counts, ())
-        for count in counts:
+        for count in counts_of(ctx, 2):
+            problem = _keras(table, tensorflow, {**params, "ranks": count}, (), timeout_s)
             table.compare("tensorflow", count)
-        problems += [f"tensorflow: {problem}"] if problem else []
+            problems += [f"tensorflow: {problem}"] if problem else []
     if problems:
         raise RuntimeError("; ".join(problems))
     table.fill({**_left_out(wanted), "": "a CPU run: the ranks share its cores"})

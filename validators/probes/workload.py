@@ -150,5 +150,5 @@ def _environment(gpus: Optional[Sequence[str]], added: Mapping[str, str]) -> Dic
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if gpus:
-        environment.setdefault("OMP_NUM_THREADS", str(HOST_THREADS))
+        environment.setdefault("OMP_NUM_THREADS", str(min(HOST_THREADS, len(os.sched_getaffinity(0)))))
     return environment

@@ -7,6 +7,7 @@ in validators/workloads/keras_resident.py. The network: https://www.tensorflow.o
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from dataclasses import replace
@@ -18,6 +19,8 @@ from validators.schema import Record
 from validators.workloads import keras_start
 from validators.workloads.cifar_terms import (
     LEARNT,
+    SPEED,
+    WHERE_TIME_WENT,
     Terms,
     on_the_cpu,
     process_age_s,
@@ -51,6 +54,10 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
     """
     terms = Terms.of(params)
     tf = keras_start.start()
+    unfit = keras_start.too_old(tf)
+    if unfit:
+        without(results(terms, "tensorflow", terms.batch, emit), (*LEARNT, *WHERE_TIME_WENT, *SPEED), unfit)
+        return
     places = keras_start.devices(tf, terms.gpus)
     images = data(terms, int(params.get("subset", 0)))
     policy = keras_start.precision(tf, terms.gpus)
@@ -135,6 +142,7 @@ def fitting(tf: Any, places: List[str], images: Tuple[Images, Images], how: Sett
     """The training with these settings, or where memory runs out at a smaller batch. Raises MemoryError."""
     batch = how.batch
     while True:
+        gc.collect()  # a training is a cycle: the one that did not fit would keep its images
         now = replace(how, batch=batch, rate=rate_of(batch * len(places)))
         try:
             return Training(tf, places, lambda policy: network(tf, policy), images, now), batch

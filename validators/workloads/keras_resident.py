@@ -55,12 +55,14 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _in_words(method: _Method) -> _Method:
-    """TensorFlow's error as a RuntimeError that says its cause: its own are of no class that a caller could name."""
+    """TensorFlow's error as a RuntimeError or MemoryError with its cause: a caller cannot name its own classes."""
 
     @functools.wraps(method)
     def told(self: Training, *given: Any, **named: Any) -> Any:
         try:
             return method(self, *given, **named)
+        except self.tf.errors.ResourceExhaustedError as problem:
+            raise MemoryError(_tell(self.mode, problem)) from None
         except self.tf.errors.OpError as problem:
             raise RuntimeError(_tell(self.mode, problem)) from None
 
@@ -115,7 +117,7 @@ class Training:
             try:
                 self._place(train, test)
             except tf.errors.ResourceExhaustedError as problem:
-                raise MemoryError(f"no room for the images: {_tell('', problem)}") from None
+                raise MemoryError(f"no room for the images: {keras_start.cause(problem)[:400]}") from None
         self.mode, self.passed_over = self._compile()
         if any("GPU" in place for place in places) and not self.on_gpu:
             raise RuntimeError(f"TensorFlow put the weights or the images elsewhere than on {', '.join(places)}")
@@ -291,11 +293,6 @@ class Training:
         self._sync()
         return time.perf_counter() - began
 
-    @property
-    def images_an_epoch(self) -> int:
-        """Images that an epoch computes: all of the data set, and what fills its last step."""
-        return self.replicas * self.steps * self.how.batch
-
     @_in_words
     def accuracy(self) -> float:
         """Share of the test images that the first replica names rightly."""
@@ -318,6 +315,7 @@ class Training:
                 right.append(tf.reduce_sum(tf.cast(named == true, tf.float32)))
             return tf.cast(tf.add_n(right), tf.int64)
 
+    @_in_words
     def replicas_agree(self) -> bool:
         """Whether every replica holds the same weights and the same means of its gradients, to the last bit."""
         for variable in (self._weights, self._mean, self._square):
@@ -325,15 +323,6 @@ class Training:
             if any(one.tobytes() != first.tobytes() for one in others):
                 return False
         return True
-
-    def finish(self) -> Any:
-        """The Keras model with the trained weights."""
-        flat = self.strategy.experimental_local_results(self._weights)[0].numpy()
-        at = 0
-        for i, variable in enumerate(self.model.trainable_variables):
-            variable.assign(flat[at : at + self._sizes[i]].reshape(self._shapes[i]))
-            at += self._sizes[i]
-        return self.model
 
     @_in_words
     def speed(self, seconds: float, *, redraw: bool = True) -> Speeds:

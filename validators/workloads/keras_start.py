@@ -65,7 +65,14 @@ def _words() -> Iterator[List[str]]:
             os.write(2, text[-8192:])
 
 
-STACK = ('File "', "Graph execution error:", "Detected at node", "Stack trace for op definition:", "[[{{node")
+def too_old(tf: Any) -> str:
+    """Why this TensorFlow cannot run the trainings of validators/workloads/keras_resident.py; empty where it can."""
+    if hasattr(tf.keras.Model, "stateless_call"):
+        return ""
+    return f"TensorFlow {tf.__version__} has no Keras 3: 2.16 or later is needed"
+
+
+STACK = ('File "', "Graph execution error:", "Detected at node", "Stack trace for op definition:", "[[{{")
 """How the lines begin that say where in a program the graph was made, which a reader of a report has not."""
 
 

@@ -135,6 +135,10 @@ class Machine(Protocol):
         """Images a second in each window, measured for about so many seconds."""
 
 
+LEARNT = ("accuracy", "time_to_accuracy", "epochs", "seconds_per_epoch")
+METRICS = (*LEARNT, "parameters", "images_per_second", "images_per_second_spread")
+
+
 def results(asked: Asked, framework: str, emit: Callable[[Record], None], **labels: str) -> Results:
     """The sender, with the labels that all measurements of this check carry."""
     named = {"model": asked.model, "gpus": str(asked.gpus), "batch": str(asked.batch), **labels}
@@ -146,7 +150,7 @@ def train(found: Results, machine: Machine, asked: Asked) -> None:
     if asked.data:
         _learn(found, machine, asked)
     else:
-        for metric in ("accuracy", "time_to_accuracy", "epochs", "seconds_per_epoch"):
+        for metric in LEARNT:
             found.not_applicable(metric, asked.no_data)
     found.progress("measuring images a second")
     speeds = machine.speeds(asked.seconds)

@@ -21,6 +21,11 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
     if asked.model != "mlp":
         raise ValueError("with Keras there is the MLP only")
     tf = keras_start.start()
+    unfit = keras_start.too_old(tf)
+    if unfit:
+        for metric in mnist_data.METRICS:
+            mnist_data.results(asked, "tensorflow", emit).not_applicable(metric, unfit)
+        return
     places = keras_start.devices(tf, asked.gpus)
     train, test = (_images(one) for one in asked.images())
     mnist_data.results(asked, "tensorflow", emit).progress("building the Keras network")

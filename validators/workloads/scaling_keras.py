@@ -1,4 +1,4 @@
-"""A small Keras network under MirroredStrategy on 1, 2, 4, ... GPUs: one process, as TensorFlow works.
+"""A small Keras network under MirroredStrategy on some GPUs: one process, as TensorFlow works.
 
 The training is that of validators/workloads/keras_resident.py, run as TensorFlow's graph: images lie on each GPU and
 many steps run between two words of the host, so that neither input nor Python is measured; XLA would compile each
@@ -26,51 +26,52 @@ IMAGES = 2048
 
 
 def main(params: Mapping[str, Scalar], emit: Callable[[Record], None]) -> None:
-    """Measure every number of GPUs in `counts`. Raises RuntimeError with TensorFlow's words, MemoryError.
+    """Measure so many replicas, each number of them in a process of its own: TensorFlow refuses a second one.
 
-    params: device "gpu" or "cpu"; counts "1,2,4"; keras_cnn, batches a GPU with commas; global_batch of strong scaling,
-    which the first batch stands in for; seconds a configuration.
+    params: device "gpu" or "cpu"; replicas; keras_cnn, batches a GPU with commas, of which the largest is the whole one
+    of strong scaling; seconds a configuration. Raises RuntimeError with TensorFlow's words, MemoryError.
     """
     tf = keras_start.start()
-    counts = [int(word) for word in str(params["counts"]).split(",")]
+    replicas = int(params["replicas"])
     device = str(params.get("device", "gpu"))
-    results = Results(CHECK, HOST, emit, framework="tensorflow", model=MODEL, dtype="float32")
+    results = Results(CHECK, HOST, emit, framework="tensorflow", model=MODEL, dtype="float32", gpus=str(replicas))
+    unfit = keras_start.too_old(tf)
     if device != "cpu" and not tf.test.is_built_with_cuda():
-        results.not_applicable("images_per_second", f"TensorFlow {tf.__version__} is a build without CUDA")
+        unfit = f"TensorFlow {tf.__version__} is a build without CUDA"
+    if unfit:
+        results.not_applicable("images_per_second", unfit)
         return
-    places = _processors(tf, max(counts)) if device == "cpu" else keras_start.devices(tf, max(counts))
-    results.progress("load: MirroredStrategy")
+    places = _processors(tf, replicas) if device == "cpu" else keras_start.devices(tf, replicas)
     batches = [int(word) for word in str(params.get(MODEL, "1024")).split(",")]
     seconds = float(params.get("seconds", 0.6))
-    for count in counts:
-        agree = True
-        for batch, stands_for in _modes(batches, count).items():
-            results.progress(f"MirroredStrategy on {count}, {batch} images each")
-            whole, equal = measure(tf, places[:count], batch, seconds)
-            apart = measure(tf, places[:count], batch, seconds / 3, exchange=False)[0] if count > 1 else None
-            agree = agree and equal
-            for mode, label in stands_for:
-                labels = {"mode": mode, "batch": str(label), "gpus": str(count)}
-                _report(results, batch * count, whole, apart, labels)
-        if count > 1:
-            results.value("ranks_agree", agree, "" if agree else "the replicas' parameters differ", gpus=str(count))
+    agree = True
+    for batch, stands_for in _modes(batches, replicas).items():
+        results.progress(f"load: MirroredStrategy on {replicas}, {batch} images each")
+        whole, equal = measure(tf, places, batch, seconds)
+        apart = measure(tf, places, batch, seconds / 3, exchange=False)[0] if replicas > 1 else None
+        agree = agree and equal
+        for mode, label in stands_for:
+            _report(results, batch * replicas, whole, apart, {"mode": mode, "batch": str(label)})
+    if replicas > 1:
+        results.value("ranks_agree", agree, "" if agree else "the replicas' parameters differ")
 
 
 def measure(
     tf: Any, places: List[str], batch: int, seconds: float, *, exchange: bool = True
 ) -> Tuple[List[float], bool]:
-    """Seconds of a step in each window, and whether the replicas hold the same numbers after a few that learnt."""
+    """Seconds of a step in each window, and whether the replicas hold the same numbers after them."""
     gc.collect()  # the last one's model and images
     images = (cifar_keras.synthetic(IMAGES), cifar_keras.synthetic(IMAGES))
     how = Settings(batch, cifar_keras.rate_of(batch * len(places)), mode="graph", steps=STEPS, exchange=exchange)
     training = Training(tf, places, lambda policy: cifar_keras.network(tf, policy), images, how)
     training.epoch(1)
-    agree = training.replicas_agree()
-    return [batch * len(places) / rate for rate in training.speed(seconds, redraw=False).windows], agree
+    rates = training.speed(seconds, redraw=False).windows
+    return [batch * len(places) / rate for rate in rates], training.replicas_agree()
 
 
 def _processors(tf: Any, count: int) -> List[str]:
-    """So many logical devices of the CPU."""
+    """So many logical devices of the CPU, no GPU beside them."""
+    tf.config.set_visible_devices([], "GPU")
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     return [f"/cpu:{number}" for number in range(count)]
