@@ -130,7 +130,7 @@ def test_a_pair_that_hangs_and_a_gpu_whose_context_breaks_are_named_and_the_othe
     with (root / "validators" / "workloads" / "links_ranks.py").open("a") as program:
         program.write(fault.replace("NAMES", repr(set(uuids[:2]))).replace("NAME", repr(uuids[0])))
     monkeypatch.setattr(workload, "bundle_root", lambda: str(root))
-    records = run(largest=2**26, hang_s=5.0, job_s=60.0, alone_s=40.0, p2p_seconds=0.01)
+    records = run(largest=2**26, hang_s=15.0, job_s=100.0, alone_s=60.0, p2p_seconds=0.01)
     (end,) = [one for one in records if isinstance(one, Outcome) and one.subject == HOST]
     assert end.status == ERROR
     assert uuids[0] in end.detail
