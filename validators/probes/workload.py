@@ -28,8 +28,8 @@ KILL_S = 10.0
 
 
 HOST_THREADS = 8
-"""Threads that a GPU's workload computes with on the host. Else each takes all cores: on four GPUs of a host with 64
-cores matmul stood idle for 5 s before its first timed product, for 2 s on one of 16 cores."""
+"""Threads that a GPU's workload computes with on the host, at most. Else each takes all cores: on a host with four GPUs
+and 64 cores matmul's GPUs were idle for the first 5 s, on one with one GPU and 16 cores for 1.3 s."""
 
 
 def run_workload(
