@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from provision.criteria import load as load_criteria
 from provision.hosts import Host
@@ -13,6 +14,7 @@ from validators import check
 from validators.probes import nvml
 from validators.schema import (
     HOST,
+    RAN,
     Bye,
     CheckRequest,
     Hello,
@@ -60,6 +62,15 @@ def judged(records: list[Record], asked: Plan) -> list[Verdict]:
         version="0",
     )
     return [verdict for verdict in report.hosts[0].verdicts if verdict.check == names[-1]]
+
+
+def identity(gpus: Sequence[str]) -> list[Record]:
+    """What compute_capability says of a host with these H200s."""
+    said: list[Record] = [Measurement("compute_capability", HOST, "gpu_count_nvml", len(gpus), "count")]
+    for uuid in gpus:
+        said.append(Measurement("compute_capability", uuid, "gpu_name", "NVIDIA H200", "text"))
+        said.append(Outcome("compute_capability", uuid, RAN, "", 0.1))
+    return [*said, Outcome("compute_capability", HOST, RAN, "", 0.1)]
 
 
 def outcomes(records: list[Record]) -> dict[str, Outcome]:

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
 from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.doubles import h200
 from tests.need import need
+from tests.unit import load_check
 from tests.unit.host_tree import Measured
 from validators import check as checks
 from validators.frameworks import cuda
@@ -27,10 +24,7 @@ from validators.schema import (
     HOST,
     NOT_APPLICABLE,
     RAN,
-    Bye,
     CheckRequest,
-    Hello,
-    Measurement,
     Outcome,
     Plan,
     Record,
@@ -80,26 +74,8 @@ def lay_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judged(found: Measured, outcomes: dict[str, Outcome]) -> list[Verdict]:
-    identity: list[Record] = [
-        Measurement("compute_capability", HOST, "gpu_count_nvml", 1, "count"),
-        Measurement("compute_capability", UUID, "gpu_name", "NVIDIA H200", "text"),
-        Outcome("compute_capability", UUID, RAN, "", 0.1),
-        Outcome("compute_capability", HOST, RAN, "", 0.1),
-    ]
-    records = (Hello(1, "x", "3.12", "gpu1", "boot", 0.0), *identity, *found.records, *outcomes.values())
-    requests = (CheckRequest("compute_capability", 30.0), CheckRequest("preflight", 60.0))
-    report = judge(
-        [HostRun("gpu1", "gpu1", (*records, Bye(len(records))))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=tuple(checks.load(name).info for name in ("compute_capability", "preflight")),
-        criteria=load_criteria((), checks.catalogue()),
-        plans={"gpu1": Plan(requests, 90.0)},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "preflight"]
+    records = [*load_check.identity([UUID]), *found.records, *outcomes.values()]
+    return load_check.judged(records, load_check.plan_of("preflight"))
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
 from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.doubles import h200
+from tests.unit import load_check
 from tests.unit.load_check import outcomes, uuids
 from validators import check
 from validators.checks import links as links_check
@@ -24,11 +21,8 @@ from validators.schema import (
     NOT_APPLICABLE,
     RAN,
     SKIPPED,
-    Bye,
     CheckRequest,
-    Hello,
     Measurement,
-    Outcome,
     Plan,
     Record,
     Scalar,
@@ -129,25 +123,7 @@ def values(records: list[Record], metric: str) -> list[Measurement]:
 
 
 def judged(records: list[Record]) -> list[Verdict]:
-    plan = Plan((CheckRequest("compute_capability", 30.0), CheckRequest("links", 300.0)), 330.0)
-    identity: list[Record] = [Measurement("compute_capability", HOST, "gpu_count_nvml", len(uuids()), "count")]
-    for uuid in uuids():
-        identity.append(Measurement("compute_capability", uuid, "gpu_name", "NVIDIA H200", "text"))
-        identity.append(Outcome("compute_capability", uuid, RAN, "", 0.1))
-    identity.append(Outcome("compute_capability", HOST, RAN, "", 0.1))
-    every = [*identity, *records]
-    report = judge(
-        [HostRun("gpu1", "gpu1", (Hello(1, "x", "3.12", "gpu1", "boot", 0.0), *every, Bye(len(every) + 1)))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=(check.load("compute_capability").info, INFO),
-        criteria=load_criteria((), tuple(check.catalogue())),
-        plans={"gpu1": plan},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "links"]
+    return load_check.judged([*load_check.identity(uuids()), *records], load_check.plan_of("links"))
 
 
 @pytest.mark.usefixtures("host")

@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
 from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.data import mnist_folder
 from tests.doubles import h200
+from tests.unit import load_check
 from validators import check
 from validators.probes import datasets, nvml, pci, pythons, workload
 from validators.schema import (
@@ -25,9 +22,7 @@ from validators.schema import (
     HOST,
     NOT_APPLICABLE,
     RAN,
-    Bye,
     CheckRequest,
-    Hello,
     Measurement,
     Outcome,
     Plan,
@@ -268,19 +263,7 @@ def test_measuring_the_speed_leaves_what_was_trained() -> None:
 
 
 def judged(records: list[Record]) -> list[Verdict]:
-    hello = Hello(1, "x", "3.12", "gpu1", "boot", 0.0)
-    report = judge(
-        [HostRun("gpu1", "gpu1", (hello, *records, Bye(len(records) + 1)))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=(INFO,),
-        criteria=load_criteria((), tuple(check.catalogue())),
-        plans={"gpu1": Plan((CheckRequest("mnist", 300.0),), 330.0, {}, "cpu")},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "mnist"]
+    return load_check.judged(records, Plan((CheckRequest("mnist", 300.0),), 330.0, {}, "cpu"))
 
 
 @pytest.mark.parametrize(

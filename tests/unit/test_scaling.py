@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from provision.criteria import load as load_criteria
-from provision.hosts import Host
-from provision.remote import HostRun
-from provision.report.model import Verdict
-from provision.verdict import judge
 from tests.doubles import error, h200, result
 from tests.need import need
-from tests.unit.load_check import outcomes, run, uuids
+from tests.unit.load_check import identity, judged, outcomes, run, uuids
 from validators import check
 from validators.checks._scaling import Cell, limited_by
 from validators.probes import pci, pythons, ranks, workload
@@ -32,9 +27,7 @@ from validators.schema import (
     RAN,
     SKIPPED,
     UNKNOWN,
-    Bye,
     CheckRequest,
-    Hello,
     Measurement,
     Outcome,
     Plan,
@@ -72,28 +65,6 @@ def efficiencies(records: list[Record], **labels: str) -> list[Measurement]:
     return [one for one in values(records, "efficiency", **labels) if one.value is not None]
 
 
-def judged(records: list[Record], asked: Plan, names: int = 0) -> list[Verdict]:
-    hello = Hello(1, "x", "3.12", "gpu1", "boot", 0.0)
-    identity: list[Record] = [Measurement("compute_capability", HOST, "gpu_count_nvml", names, "count")]
-    for i in range(names):
-        uuid = f"GPU-{i}"
-        identity.append(Measurement("compute_capability", uuid, "gpu_name", "NVIDIA H200", "text"))
-        identity += [Outcome("compute_capability", uuid, RAN, "", 0.1), Outcome("scaling", uuid, RAN, "", 0.1)]
-    identity.append(Outcome("compute_capability", HOST, RAN, "", 0.1))
-    report = judge(
-        [HostRun("gpu1", "gpu1", (hello, *identity, *records, Bye(len(identity) + len(records) + 1)))],
-        hosts=[Host("gpu1", "gpu1")],
-        catalogue=tuple(check.load(name).info for name in ("compute_capability", "scaling")),
-        criteria=load_criteria((), tuple(check.catalogue())),
-        plans={"gpu1": asked},
-        run_id="r",
-        created="",
-        judged="",
-        version="0",
-    )
-    return [verdict for verdict in report.hosts[0].verdicts if verdict.check == "scaling"]
-
-
 @pytest.fixture(scope="module")
 def on_the_cpu() -> list[Record]:
     """The check itself on one and two ranks."""
@@ -118,7 +89,7 @@ def test_two_ranks_on_the_cpu_are_measured_and_agree(on_the_cpu: list[Record]) -
 
 
 def test_a_cpu_run_is_judged_without_error_and_not_by_its_efficiency(on_the_cpu: list[Record]) -> None:
-    verdicts = judged(on_the_cpu, plan("cpu"))
+    verdicts = judged([*identity(()), *on_the_cpu], plan("cpu"))
     assert {one.metric for one in verdicts if one.status == "PASS"} == {
         "ranks_agree", "loss_deviation", "update_deviation",
     }  # fmt: skip
@@ -181,7 +152,7 @@ def test_a_reduction_that_is_fast_and_wrong_is_found() -> None:
     for fault, agree in (("summed", True), ("alone", False)):
         assert [one.value for one in values(records, "ranks_agree", fault=fault)] == [agree]
         assert number(records, "update_deviation", fault=fault) > 0.1
-    verdicts = judged([*records, Outcome("scaling", HOST, RAN, "", 1.0)], plan("cpu"))
+    verdicts = judged([*identity(()), *records, Outcome("scaling", HOST, RAN, "", 1.0)], plan("cpu"))
     assert {one.metric for one in verdicts if one.status == "FAIL"} >= {"update_deviation", "ranks_agree"}
 
 
@@ -435,11 +406,13 @@ def test_the_rule_names_the_largest_part_of_the_loss(
 def test_the_default_criteria_judge_efficiency(batch: str, mode: str, efficiency: float, expected: set[str]) -> None:
     labels = {"framework": "torch", "model": "vgg19_bn", "mode": mode, "batch": batch, "gpus": "4"}
     note = "communication: 20% of the step"
+    gpus = [f"GPU-{number}" for number in range(4)]
     records: list[Record] = [
+        *identity(gpus),
         Measurement("scaling", HOST, "efficiency", efficiency, "ratio", labels, "", note),
-        Outcome("scaling", HOST, RAN, "", 50.0),
+        *(Outcome("scaling", subject, RAN, "", 50.0) for subject in (*gpus, HOST)),
     ]
-    found = [one for one in judged(records, plan(), names=4) if one.metric == "efficiency" and one.measurement]
+    found = [one for one in judged(records, plan()) if one.metric == "efficiency" and one.measurement]
     assert {one.status for one in found} == expected
     assert all(note in one.reason for one in found if one.status in ("FAIL", "WARN"))
 

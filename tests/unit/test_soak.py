@@ -11,16 +11,12 @@ import pytest
 
 from provision.bundle import build_bundle
 from provision.catalogue import load_catalogue
-from provision.criteria import load as load_criteria
 from provision.hosts import Host
-from provision.remote import HostRun
 from provision.remote.intake import MAX_BYTES as INTAKE_BYTES
 from provision.remote.intake import MAX_RECORDS as INTAKE_RECORDS
-from provision.report.model import Verdict
 from provision.request import MAX_DURATION_S, Choice, make_plan, parse_duration
-from provision.verdict import judge
 from tests.doubles import GPU_IS_LOST, error, h200
-from tests.unit.load_check import measured, uuids
+from tests.unit.load_check import judged, measured, uuids
 from validators import check, runner
 from validators.checks import soak
 from validators.probes import kernel_log, nvml, pci, pythons, workload
@@ -29,9 +25,7 @@ from validators.schema import (
     HOST,
     NOT_APPLICABLE,
     RAN,
-    Bye,
     CheckRequest,
-    Hello,
     Measurement,
     Outcome,
     Plan,
@@ -171,17 +165,8 @@ def test_xids_that_come_meanwhile_are_counted(four_gpus: Any, monkeypatch: pytes
     assert "Xid 31" in hit.note
 
 
-def judged(records: list[Record], device: str) -> list[Verdict]:
-    """The soak's verdicts by the default criteria."""
-    catalogue = (check.load("soak").info,)
-    everything = (Hello(1, "x", "3.12", "box", "boot", 0.0), *records)
-    report = judge(
-        [HostRun("box", "box", (*everything, Bye(len(everything))))],
-        hosts=[Host("box", "box")], catalogue=catalogue, criteria=load_criteria((), catalogue),
-        plans={"box": Plan((CheckRequest("soak", 300.0),), 330.0, device=device)},
-        run_id="r", created="", judged="", version="0",
-    )  # fmt: skip
-    return [one for one in report.hosts[0].verdicts if one.check == "soak"]
+def plan(device: str) -> Plan:
+    return Plan((CheckRequest("soak", 300.0),), 330.0, device=device)
 
 
 def test_a_soak_too_short_for_drift_says_so_and_fails_nobody() -> None:
@@ -189,7 +174,7 @@ def test_a_soak_too_short_for_drift_says_so_and_fails_nobody() -> None:
     found = measured(records, HOST)
     assert (found["drift"].value, found["soak_complete"].value) == (None, True)
     assert "too short" in found["drift"].note
-    verdicts = {one.metric: one.status for one in judged(records, "cpu")}
+    verdicts = {one.metric: one.status for one in judged(records, plan("cpu"))}
     assert (verdicts["drift"], verdicts["products_verified"], verdicts["products_wrong"]) == ("SKIP", "PASS", "PASS")
     assert not {"FAIL", "ERROR"} & set(verdicts.values()), verdicts
 
@@ -343,7 +328,7 @@ def test_a_clock_that_somebody_locked_is_a_warning(four_gpus: Any) -> None:
             "nvmlDeviceGetCurrentClocksEventReasons(*)": {"result": 0},
         }
     )
-    verdicts = [one for one in judged(run(duration_s=0.5), "gpu") if one.metric == "clock_held_low"]
+    verdicts = [one for one in judged(run(duration_s=0.5), plan("gpu")) if one.metric == "clock_held_low"]
     assert {one.subject: one.status for one in verdicts} == {
         uuid: "WARN" if number == 0 else "PASS" for number, uuid in enumerate(uuids())
     }
