@@ -9,6 +9,7 @@ import io
 import tarfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -186,8 +187,12 @@ def test_a_broken_mirror_leaves_nothing_that_would_be_used(mirror: Mirror, cache
         assert not list((cache / "mnist").glob("*.part"))
 
 
-def test_a_slow_mirror_ends_at_the_deadline(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("first", ["the opener's deadline", "ours"])
+def test_a_slow_mirror_ends_at_the_deadline(first: str, mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "ANSWER_S", 0.5)
+    real = urllib.request.urlopen
+    own = 0.1 if first != "ours" else 9.0
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: real(url, timeout=own))
     with pytest.raises(TimeoutError, match="did not answer within"):
         download.Download(f"{mirror[0]}slow.gz", 100, time.monotonic() + 9, lambda words, fraction: None)
 

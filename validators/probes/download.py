@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import queue
+import socket
 import threading
 import time
 import urllib.error
@@ -68,12 +69,16 @@ def _answer(url: str) -> http.client.HTTPResponse:
             box.put(problem)
 
     threading.Thread(target=ask, daemon=True).start()
+    got: Union[http.client.HTTPResponse, Exception]
     try:
         got = box.get(timeout=ANSWER_S)
     except queue.Empty:
-        raise TimeoutError(f"{url} did not answer within {ANSWER_S:g} s") from None
+        got = TimeoutError()
     if isinstance(got, urllib.error.HTTPError):
         raise OSError(f"{url} answers {got.code} {got.reason}")
+    why = getattr(got, "reason", got)
+    if isinstance(why, (TimeoutError, socket.timeout)):  # the opener's own deadline, or ours: whichever came first
+        raise TimeoutError(f"{url} did not answer within {ANSWER_S:g} s")
     if isinstance(got, Exception):
-        raise OSError(f"{url} cannot be reached ({getattr(got, 'reason', got)})")
+        raise OSError(f"{url} cannot be reached ({why})")
     return got
