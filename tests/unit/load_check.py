@@ -26,6 +26,9 @@ from validators.schema import (
     encode,
 )
 
+CATALOGUE = tuple(check.catalogue())
+"""Imported here: a check that a test imports while a workload is patched would keep what was patched in."""
+
 
 def plan_of(name: str, device: str = "gpu", **params: Scalar) -> Plan:
     """The check with these settings, after the one that names the GPUs; torch is this process's own."""
@@ -54,7 +57,7 @@ def judged(records: list[Record], asked: Plan) -> list[Verdict]:
         [HostRun("gpu1", "gpu1", (*every, Bye(len(every))))],
         hosts=[Host("gpu1", "gpu1")],
         catalogue=tuple(check.load(name).info for name in names),
-        criteria=load_criteria((), tuple(check.catalogue())),
+        criteria=load_criteria((), CATALOGUE),
         plans={"gpu1": asked},
         run_id="r",
         created="",
