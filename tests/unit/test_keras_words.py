@@ -11,7 +11,7 @@ OF_A_GRAPH = """Graph execution error:
 Detected at node while/sgd_2/CollectiveReduceV2_1 defined at (most recent call last):
   File "<string>", line 1, in <module>
 
-  File "/root/.cache/gpu-bringup/e9e2/validators/__main__.py", line 36, in main
+  File "/home/gpu/bundle/validators/__main__.py", line 36, in main
 
 2 root error(s) found.
   (0) INTERNAL:  NCCL: unhandled system error

@@ -66,7 +66,7 @@ def _in_words(method: _Method) -> _Method:
         except self.tf.errors.OpError as problem:
             raise RuntimeError(_tell(self.mode, problem)) from None
 
-    return told  # type: ignore[return-value]  # the same method
+    return told  # type: ignore[return-value]  # wraps: the method's own signature
 
 
 def _as_they_are(images: Any, step: Any) -> Any:
@@ -320,7 +320,7 @@ class Training:
         """Whether every replica holds the same weights and the same means of its gradients, to the last bit."""
         for variable in (self._weights, self._mean, self._square):
             first, *others = [one.numpy() for one in self.strategy.experimental_local_results(variable)]
-            if any(one.tobytes() != first.tobytes() for one in others):
+            if len(others) != self.replicas - 1 or any(one.tobytes() != first.tobytes() for one in others):
                 return False
         return True
 
