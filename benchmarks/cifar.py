@@ -5,7 +5,7 @@
         --quick         3 trainings, one fresh process, a short plain loop
         --sweep         instead: variants of the recipe, --runs (default 3) each
         --profile       instead: the kernels that one epoch spends its time in
-        --all           instead: one GPU alone, all GPUs at once each for itself, all in one job
+        --all           instead: each GPU alone, all at once each for itself, all in one job
 
 On a GPU; on a machine without one it runs on the CPU at a toy size, to show that it works.
 """
@@ -13,6 +13,7 @@ On a GPU; on a machine without one it runs on the CPU at a toy size, to show tha
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -227,19 +228,29 @@ def fresh(bench: Bench) -> None:
         line(text)
 
 
+def rates(name: str, text: str) -> float:
+    """The images/s in what a process printed; not a number where it measured none. Prints it all."""
+    line(name, text, sep="\n")
+    found = [words[1] for words in map(str.split, text.splitlines()) if words[:1] == ["images_per_second"]]
+    return float(found[0]) if found else math.nan
+
+
 def on_all(bench: Bench) -> None:
-    """Each GPU alone while all work, against one while the rest idles; then one job over all."""
+    """Each GPU while the rest idles against the same while all work, each for itself; then one job over all."""
     from validators.probes.ranks import free_port  # noqa: PLC0415
 
     count = torch.cuda.device_count()
-    line("GPU 0 alone", end(start(bench.options, visible(1)[0], 3)), sep="\n")
-    for gpu, process in enumerate([start(bench.options, gpu, 3) for gpu in visible(count)]):
-        line(f"GPU {gpu}, all at once", end(process), sep="\n")
+    alone = {gpu: rates(f"GPU {gpu}, alone", end(start(bench.options, gpu, 3))) for gpu in visible(count)}
+    begun = {gpu: start(bench.options, gpu, 3) for gpu in visible(count)}
+    at_once = {gpu: rates(f"GPU {gpu}, all at once", end(process)) for gpu, process in begun.items()}
+    for gpu, one in alone.items():
+        line(f"GPU {gpu}: {at_once[gpu]:,.0f} images/s at once, {one:,.0f} alone: {at_once[gpu] / one:.2%}")
     shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     together = ",".join(visible(count))
     job = [start(bench.options, together, 3, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(count)]
     for rank, process in enumerate(job):
-        line(f"one job over {count}, process {rank}", end(process), sep="\n")
+        if text := end(process):  # process 0 measures; another has words only where it failed
+            line(f"one job over {count}, process {rank}", text, sep="\n")
 
 
 def fresh_process(options: argparse.Namespace) -> None:

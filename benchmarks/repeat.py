@@ -1,6 +1,6 @@
 """How far do a workload's figures vary from run to run? Several runs, each a process of its own, on one idle GPU.
 
-    python benchmarks/repeat.py [matmul] [--runs 10] [--warm] [--most 120] [--gpu N] [--param dtypes=bf16,fp8]
+    python benchmarks/repeat.py [matmul] [--runs 10] [--warm] [--most 400] [--gpu N] [--param dtypes=bf16,fp8]
                                 [--target 0.5] [--json FILE]
 
 The workload is one of validators/workloads/, run as the check runs it: a fresh process of this Python, that GPU alone
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--param", action="append", default=[], help="name=value, of the workload")
     parser.add_argument("--target", type=float, default=0.5, help="coefficient of variation that is wanted, percent")
     parser.add_argument("--warm", action="store_true", help="one process for all runs")
-    parser.add_argument("--most", type=float, default=120.0, help="seconds after which no run begins")
+    parser.add_argument("--most", type=float, default=400.0, help="seconds after which no run begins")
     parser.add_argument("--quick", action="store_true", help="three runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
