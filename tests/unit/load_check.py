@@ -90,6 +90,15 @@ def measured(records: list[Record], subject: str, **labels: str) -> dict[str, Me
     }
 
 
+def values(records: list[Record], metric: str, **labels: str) -> list[Measurement]:
+    """What was said of a metric with these labels."""
+    return [
+        one
+        for one in records
+        if isinstance(one, Measurement) and one.metric == metric and labels.items() <= one.labels.items()
+    ]
+
+
 def uuids() -> list[str]:
     """The GPUs that NVML, or its double, shows."""
     with nvml.session() as session:

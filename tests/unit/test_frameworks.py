@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -386,16 +387,14 @@ def test_mig_devices_are_read_with_their_card(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "pynvml", h200(4, faults))
 
     first, second, *_ = gpu_contexts.cards().values()
-
     assert (first.mig, first.instances) == (True, ("MIG-11111111-2222-3333-4444-555555555555",))
     assert (second.mig, second.hindrance()) == (False, "")
 
 
-@pytest.mark.parametrize(("number", "version"), [(91002, "9.10.2"), (90300, "9.3.0"), (8907, "8.9.7"), (7605, "7.6.5")])
-def test_cudnn_s_number_is_read_as_people_write_it(number: int, version: str) -> None:
-    assert cuda.cudnn_version(number) == version
-
-
-@pytest.mark.parametrize(("number", "version"), [(22705, "2.27.5"), (21805, "2.18.5"), (2804, "2.8.4")])
-def test_nccl_s_number_is_read_as_people_write_it(number: int, version: str) -> None:
-    assert cuda.nccl_version(number) == version
+@pytest.mark.parametrize(
+    ("read", "number", "version"),
+    [(cuda.cudnn_version, *one) for one in ((91002, "9.10.2"), (90300, "9.3.0"), (8907, "8.9.7"), (7605, "7.6.5"))]
+    + [(cuda.nccl_version, *one) for one in ((22705, "2.27.5"), (21805, "2.18.5"), (2804, "2.8.4"))],
+)
+def test_a_library_s_number_is_read_as_people_write_it(read: Callable[[int], str], number: int, version: str) -> None:
+    assert read(number) == version

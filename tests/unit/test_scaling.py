@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.doubles import error, h200, result
 from tests.need import need
-from tests.unit.load_check import identity, judged, outcomes, run, uuids
+from tests.unit.load_check import identity, judged, outcomes, run, uuids, values
 from validators import check
 from validators.checks._scaling import Cell, limited_by
 from validators.probes import pci, pythons, ranks, workload
@@ -36,7 +35,6 @@ from validators.schema import (
     Scalar,
     decode,
 )
-from validators.workloads import cifar_keras, keras_start, mnist_keras, scaling_keras, scaling_models, scaling_torch
 
 INFO = check.load("scaling").info
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,14 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def plan(device: str = "gpu", **params: Scalar) -> Plan:
     requests = (CheckRequest("compute_capability", 30.0), CheckRequest("scaling", 300.0, params))
     return Plan(requests, 330.0, {"torch": sys.executable, "tensorflow": sys.executable}, device)
-
-
-def values(records: list[Record], metric: str, **labels: str) -> list[Measurement]:
-    return [
-        one
-        for one in records
-        if isinstance(one, Measurement) and one.metric == metric and labels.items() <= one.labels.items()
-    ]
 
 
 def number(records: list[Record], metric: str, **labels: str) -> float:
@@ -173,34 +163,6 @@ def test_mirrored_strategy_on_two_devices_of_the_cpu() -> None:
         assert number(records, "speedup", **where) > 0
         assert 0 <= number(records, "time_communicating", **where) <= 1
     assert [one.value for one in values(records, "ranks_agree", framework="tensorflow")] == [True]
-
-
-REPLICAS = """
-import tensorflow as tf
-from validators.workloads import cifar_keras, keras_resident
-from validators.workloads.scaling_keras import _processors
-images = (cifar_keras.synthetic(64), cifar_keras.synthetic(64))
-how = keras_resident.Settings(4, mode="graph", steps=2)
-training = keras_resident.Training(tf, _processors(tf, 2), lambda kind: cifar_keras.network(tf, kind), images, how)
-orders = [one.numpy().ravel().tolist() for one in training.strategy.experimental_local_results(training._order)]
-training.epoch(1)
-before = training.replicas_agree()
-training.replicas = 3
-missing = training.replicas_agree()
-training.replicas = 2
-second = training.strategy.experimental_local_results(training._mean)[1]
-second.assign_add(tf.ones(second.shape) * 1e-9)
-print(len(set(orders[0] + orders[1])), before, missing, training.replicas_agree())
-"""
-
-
-def test_replicas_that_differ_are_found_and_each_has_its_own_images() -> None:
-    need(importlib.util.find_spec("tensorflow") is not None, "no tensorflow in this Python")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-c", REPLICAS], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert ran.stdout.strip() == "16 True False False", ran.stderr[-1000:]
 
 
 @pytest.fixture
@@ -340,31 +302,6 @@ def test_each_number_of_replicas_is_a_tensorflow_of_its_own(
     assert [one.value for one in efficiencies(records, framework="tensorflow") if one.value] == [1.0, 1.0]
 
 
-def test_four_replicas_of_the_cpu_agree() -> None:
-    need(importlib.util.find_spec("tensorflow") is not None, "no tensorflow in this Python")
-    words = "from validators.workloads import scaling_keras as s; import sys; seen = []; "
-    words += "s.main({'device': 'cpu', 'replicas': 4, 'keras_cnn': '4', 'seconds': 0.05}, seen.append); "
-    words += "print([one.value for one in seen if getattr(one, 'metric', '') == 'ranks_agree'])"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-c", words], env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert ran.stdout.strip() == "[True]", ran.stderr[-1000:]
-
-
-def test_a_keras_2_is_told_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    need(importlib.util.find_spec("tensorflow") is not None, "no tensorflow in this Python")
-    monkeypatch.setattr(keras_start, "too_old", lambda _tf: "TensorFlow 2.14.1 has no Keras 3")
-    for program, params in (
-        (scaling_keras, {"device": "cpu", "replicas": 1}), (cifar_keras, {"gpus": 1}), (mnist_keras, {"gpus": 1}),
-    ):  # fmt: skip
-        records: list[Record] = []
-        program.main(params, records.append)
-        told = [one for one in records if isinstance(one, Measurement)]
-        assert {one.metric for one in told} >= {"images_per_second"}
-        assert {(one.absence, one.note) for one in told} == {("not_applicable", "TensorFlow 2.14.1 has no Keras 3")}
-
-
 WEAK = Cell("torch", "vgg19_bn", "weak", 4096, 4)
 
 
@@ -418,80 +355,3 @@ def test_the_default_criteria_judge_efficiency(batch: str, mode: str, efficiency
     found = [one for one in judged(records, plan()) if one.metric == "efficiency" and one.measurement]
     assert {one.status for one in found} == expected
     assert all(note in one.reason for one in found if one.status in ("FAIL", "WARN"))
-
-
-def main_alone(monkeypatch: pytest.MonkeyPatch, fits: int, batches: str) -> list[Record]:
-    """A world of one on the CPU, whose memory holds batches up to `fits`."""
-    step = scaling_models.Trainer.step
-
-    def limited(self: scaling_models.Trainer, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if len(images) > fits:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
-        return step(self, images, labels)
-
-    monkeypatch.setattr(scaling_models.Trainer, "step", limited)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    records: list[Record] = []
-    params = {"device": "cpu", "seconds": 0.01, "models": "mnist_cnn", "mnist_cnn": batches}
-    scaling_torch.main(params, records.append)
-    return records
-
-
-def test_a_batch_that_does_not_fit_gives_way_to_smaller_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = main_alone(monkeypatch, 4, "8,4,2")
-    (eight,) = values(records, "images_per_second", batch="8")
-    assert (eight.absence, "out of memory" in eight.note) == (NOT_APPLICABLE, True)
-    assert {one.labels["batch"] for one in values(records, "images_per_second") if one.value} == {"4", "2"}
-
-
-def test_where_no_batch_fits_that_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MemoryError, match="out of memory"):
-        main_alone(monkeypatch, 1, "8,4")
-
-
-def test_one_batch_a_gpu_can_stand_for_both_modes() -> None:
-    params: dict[str, Scalar] = {"vgg19_bn": "4096,1024,256", "global_batch": 4096}
-    assert scaling_torch.batches_of("vgg19_bn", params, 4) == {
-        4096: [("weak", 4096)], 1024: [("weak", 1024), ("strong", 4096)], 256: [("weak", 256)],
-    }  # fmt: skip
-    assert list(scaling_torch.batches_of("vgg19_bn", params, 2)) == [4096, 2048, 1024, 256]
-    assert set(scaling_torch.batches_of("vgg19_bn", params, 3)) == {4096, 1024, 256}  # thirds of 4096 are no batch
-
-
-def test_the_networks_are_the_ones_that_are_named() -> None:
-    sizes = {name: sum(p.numel() for p in made().parameters()) for name, (made, _) in scaling_models.MODELS.items()}
-    assert sizes == {"vgg19_bn": 20_035_018, "mnist_cnn": 1_199_882}
-    with pytest.raises(ValueError, match="no such model: resnet; there are vgg19_bn, mnist_cnn"):
-        scaling_models.make("resnet", torch.device("cpu"))
-
-
-def test_one_flipped_bit_in_one_parameter_changes_the_digest() -> None:
-    model = scaling_models.make("mnist_cnn", torch.device("cpu"))
-    before = int(scaling_models.digest(model))
-    assert int(scaling_models.digest(scaling_models.make("mnist_cnn", torch.device("cpu")))) == before
-    with torch.no_grad():
-        list(model.parameters())[4].view(torch.int32)[100, 5] ^= 1
-    assert int(scaling_models.digest(model)) != before
-
-
-def test_a_folder_of_cifar_is_used_whole_or_not_at_all(tmp_path: Path) -> None:
-    for i in range(1, 6):
-        (tmp_path / f"data_batch_{i}.bin").write_bytes(bytes([i]) + bytes(range(256)) * 12 + bytes(3073 * 9999))
-    device = torch.device("cpu")
-    batches = scaling_models.Batches("vgg19_bn", 4, 1, device, str(tmp_path))
-    images, labels = batches.take(0, 4)
-    assert (batches.origin, images.shape, int(labels[0])) == ("CIFAR-10", (4, 3, 32, 32), 2)
-    (tmp_path / "data_batch_5.bin").write_bytes(b"half")
-    assert scaling_models.Batches("vgg19_bn", 4, 1, device, str(tmp_path)).origin == "random numbers"
-
-
-def test_the_step_without_exchange_leaves_the_next_run_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = scaling_models.Trainer("mnist_cnn", torch.device("cpu"), rate=0.02)
-    data = scaling_models.Batches("mnist_cnn", 4, 0, torch.device("cpu"))
-    start = int(scaling_models.digest(trainer.model))
-    trainer.step(*data.take(0, 4))
-    assert int(scaling_models.digest(trainer.model)) != start
-    trainer.reset()
-    assert int(scaling_models.digest(trainer.model)) == start
-    assert not trainer.optimizer.state
