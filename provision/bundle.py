@@ -16,9 +16,6 @@ from provision.errors import BringupError
 FIXED_DATE = (2020, 1, 1, 0, 0, 0)
 """The date of every file inside; zip cannot hold one before 1980."""
 
-TOO_OLD = 78
-"""Exit status of the bundle under a Python older than its floor (EX_CONFIG)."""
-
 MANIFEST = "validators/MANIFEST"
 
 _MAIN = """\

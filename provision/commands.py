@@ -28,8 +28,9 @@ from provision.errors import UsageError
 from provision.hosts import Host, local_host, named_host, read_inventory
 from provision.manifest import Manifest, public_host, without_secrets
 from provision.measuring import run_jobs
-from provision.remote import Job
-from provision.remote.container import in_image
+from provision.remote import HostRun, Job
+from provision.remote.container import host_of, in_image
+from provision.remote.held import against_loads, without_loads
 from provision.report import FORMATS, render
 from provision.report.model import HostReport, Report
 from provision.report.terminal import render_chain, render_terminal
@@ -297,10 +298,18 @@ def _run_hosts(hosts: Sequence[Host], run: RunDirectory, options: CheckOptions, 
             )
             for host in hosts
         ]
+        held: dict[str, tuple[str, str]] = {}
+
+        def keep_answer(answer: HostRun) -> None:
+            run.finish_host(answer)
+            held[answer.host] = against_loads(answer)
+
         try:
-            for inside in (False, True):  # a container after its host: both at once would load the same GPUs
-                now_due = [(host, job) for host, job in jobs if bool(host.image) == inside]
-                run_jobs(now_due, workers=options.workers, progress=progress, keep=run.finish_host)
+            # A container after its host: both at once would load the same GPUs, and only the host sees who uses them.
+            outside = [(host, job) for host, job in jobs if not host.image]
+            run_jobs(outside, workers=options.workers, progress=progress, keep=keep_answer)
+            inside = [(host, without_loads(host, job, held[host_of(host)])) for host, job in jobs if host.image]
+            run_jobs(inside, workers=options.workers, progress=progress, keep=run.finish_host)
         except KeyboardInterrupt:
             _leave(run, keep=keep)
 

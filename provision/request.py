@@ -198,7 +198,7 @@ def _settings(info: CheckInfo, choice: Choice) -> dict[str, Scalar]:
 
 def _timeout(host: Host, info: CheckInfo, choice: Choice) -> float:
     lasts = _settings(info, choice).get("duration_s", 0) if info.name == SOAK else 0
-    if not isinstance(lasts, (int, float)) or not 0 <= lasts <= MAX_DURATION_S:
+    if isinstance(lasts, bool) or not isinstance(lasts, (int, float)) or not 0 <= lasts <= MAX_DURATION_S:
         raise UsageError(f"soak.duration_s = {lasts!r:.40} is not a number of seconds up to 6 days")
     if info.name in choice.timeouts:
         seconds = choice.timeouts[info.name]

@@ -115,12 +115,6 @@ class RunDirectory:
         """Where validate_host writes the host's records as they arrive."""
         return self.host_folder(host) / "records.jsonl"
 
-    def play_folder(self, name: str) -> Path:
-        """A folder for what Ansible did."""
-        folder = self.path / "plays" / safe_name(name)
-        _folder(folder)
-        return folder
-
     def finish_host(self, run: HostRun) -> None:
         """Write how the host's run ended. Until then a reader takes it as interrupted."""
         body = {name: value for name, value in asdict(replace(run, records=())).items() if name != "records"}

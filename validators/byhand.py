@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import sys
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from validators import check as checks
 from validators import lease
@@ -104,7 +105,8 @@ def _plan(words: List[str]) -> Tuple[Plan, bool]:
     if not names:
         raise ValueError("say which checks to run, or --all")
     requests = tuple(
-        CheckRequest(name, timeout_s or _timeout(name), params.get(name, {})) for name in dict.fromkeys(names)
+        CheckRequest(name, timeout_s or _timeout(name, params.get(name, {})), params.get(name, {}))
+        for name in dict.fromkeys(names)
     )
     deadline_s = sum(one.timeout_s for one in requests) + 30.0
     return Plan(requests, deadline_s, device=device, share=share, data=data), as_json
@@ -120,6 +122,8 @@ def _setting(text: str) -> Tuple[str, str, Scalar]:
         read = json.loads(value)
     except ValueError:
         read = value
+    if isinstance(read, float) and not math.isfinite(read):
+        raise ValueError(f"not a number that can be measured with: {text!r}")
     return check, key, read if isinstance(read, (bool, int, float)) else value
 
 
@@ -130,8 +134,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _timeout(name: str) -> float:
-    return checks.load(name).info.timeout_s
+def _timeout(name: str, params: Mapping[str, Scalar]) -> float:
+    """The check's own; a soak's is added to its duration, as in `bringup validate`. Raises ValueError."""
+    lasts = params.get("duration_s", 0.0)
+    if isinstance(lasts, (bool, str)) or not 0 <= lasts < 1e6:
+        raise ValueError(f"not a number of seconds: {name}.duration_s={lasts!r}")
+    return checks.load(name).info.timeout_s + lasts
 
 
 def _run(plan: Plan, as_json: bool) -> int:

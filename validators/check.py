@@ -60,6 +60,13 @@ class Context:
         self._emit = emit
         self._units = {metric.name: metric.unit for metric in info.metrics}
 
+    def flag(self, name: str, default: bool) -> bool:
+        """A param that is true or false. Raises ValueError for another: the text "no" would count as true."""
+        value = self.request.params.get(name, default)
+        if value not in (True, False):
+            raise ValueError(f"{self.info.name}.{name} = {value!r:.40} is neither true nor false")
+        return bool(value)
+
     def measure(
         self,
         metric: str,

@@ -13,7 +13,7 @@ from typing import Callable
 
 from validators import check as checks
 from validators import lease
-from validators.schema import HOST, Record, SchemaError, decode_plan, encode
+from validators.schema import HOST, Bye, Record, SchemaError, decode_plan, encode
 
 MAX_PLAN_BYTES = 1 << 20
 GO_WITHIN_S = 24 * 3600.0
@@ -51,7 +51,9 @@ def run_workload(name: str, fd: int) -> int:
     module = importlib.import_module(f"validators.workloads.{name}")
     # The bundle's own pynvml must not stand before the framework's: submodules are found without this entry.
     sys.path.remove(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    module.main(params, writer(fd))
+    emit = writer(fd)
+    module.main(params, emit)
+    emit(Bye(0))  # its end: an exit status can get lost, as in a script that calls Python and then something else
     sys.stderr.flush()
     os._exit(0)
 

@@ -53,9 +53,9 @@ class Facts:
         found = self.all(name, **labels)
         return bool(found) and all(one.absence == "not_applicable" for one in found)
 
-    def why(self, name: str) -> str:
+    def why(self, name: str, **labels: str) -> str:
         """Why there is no value: the absence's note, else how the check ended."""
-        noted = next((one.note for one in self.all(name) if one.absence and one.note), "")
+        noted = next((one.note for one in self.all(name, **labels) if one.absence and one.note), "")
         if noted:
             return noted
         check = name.partition(".")[0]

@@ -20,9 +20,8 @@ def cuda_build(facts: Facts, name: str) -> Finding:
     """The framework is there, is a CUDA build, and its CUDA is not too new for the driver."""
     imported = facts.first("preflight.imports", framework=name)
     if imported is None:
-        return unknown(
-            facts.why("preflight.imports"), f"bringup provision --tags frameworks, or set bringup_{name}_python"
-        )
+        mend = f"bringup provision --tags frameworks, or set bringup_{name}_python"
+        return unknown(facts.why("preflight.imports", framework=name), mend)
     if not imported.value:
         mend = f"{_python(facts, name)} -m pip install --force-reinstall {name}"
         return broken(f"{name} cannot be imported", imported.note, mend)
@@ -31,7 +30,7 @@ def cuda_build(facts: Facts, name: str) -> Finding:
 
 
 def _no_build(facts: Facts, name: str) -> Finding:
-    why = facts.why("preflight.cuda_build")
+    why = facts.why("preflight.cuda_build", framework=name)
     if facts.is_not_applicable("preflight.cuda_build", framework=name):
         version = facts.text("preflight.framework_version", framework=name)
         return broken(f"{name} {version} has no CUDA in it", why, _other_build(facts, name))
@@ -62,8 +61,8 @@ def architectures(facts: Facts, name: str) -> Finding:
     if served and all(one.value is True for one in served.values()):
         return holds("; ".join(sorted({one.note for one in served.values()})))
     if facts.is_not_applicable("preflight.arch_list", framework=name):
-        return Finding("not_applicable", "", facts.why("preflight.arch_list"))
-    return unknown(facts.why("preflight.arch_supported"))
+        return Finding("not_applicable", "", facts.why("preflight.arch_list", framework=name))
+    return unknown(facts.why("preflight.arch_supported", framework=name))
 
 
 _MENDS = (
@@ -92,7 +91,7 @@ def context(facts: Facts, name: str) -> Finding:
     """Every GPU that NVML reaches takes a context from the framework."""
     seen = facts.first("preflight.devices_seen", framework=name)
     if seen is None:
-        return unknown(facts.why("preflight.devices_seen"))
+        return unknown(facts.why("preflight.devices_seen", framework=name))
     started = facts.text("preflight.cuda_init", framework=name)
     said = f"cuInit: {started}; {seen.note}" if started != "CUDA_SUCCESS" else seen.note
     reached = facts.number("compute_capability.gpu_count_nvml")
@@ -125,7 +124,7 @@ def known_answer(facts: Facts, name: str) -> Finding:
     expected = int(reached) if reached is not None else len(answers)
     if not right or right < expected:
         note = next((one.note for one in answers.values() if one.absence), "")
-        return unknown(note or facts.why("preflight.known_answer"))
+        return unknown(note or facts.why("preflight.known_answer", framework=name))
     version = facts.text("preflight.framework_version", framework=name)
     return holds(f"{name} {version} computes the known answer on {right} of {expected} GPU(s)")
 

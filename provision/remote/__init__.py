@@ -85,6 +85,8 @@ class Job:
     connect_timeout_s: float = 15.0
     data: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Datasets that the plan's checks train on -> the paths of their files on this machine, if there are any."""
+    held: Failure | None = None
+    """Why the plan is not all that the user asked of this host: the run's failure, unless it has one of its own."""
 
 
 def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | None = None) -> HostRun:
@@ -96,6 +98,7 @@ def validate_host(host: Host, job: Job, on_record: Callable[[Record], None] | No
     failure: Failure | None = None
     try:
         run.measure()
+        failure = job.held
     except BringupError as problem:
         failure = Failure(type(problem).__name__, _named(host, problem.message), problem.hint or _HINT)
     except Exception as problem:  # noqa: BLE001 - the boundary: one host's trouble is recorded as its ERROR

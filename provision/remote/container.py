@@ -98,6 +98,11 @@ def in_image(host: Host, image: str) -> Host:
     return made
 
 
+def host_of(made: Host) -> str:
+    """The name of the host whose container `in_image` made."""
+    return made.name.removesuffix(f" in {made.image}")
+
+
 def start(host: Host, program: Sequence[str], data: Mapping[str, str], *, gpu: bool = True) -> list[str]:
     """The command, for the host's shell, that runs `program` in the host's image. `data`: folders to show it.
 

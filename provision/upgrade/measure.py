@@ -78,10 +78,13 @@ class Measuring:
         return self._judged([run for run in RunDirectory.open(self.folder / when).runs() if run.host in wanted])
 
     def _judged(self, runs: Sequence[HostRun]) -> dict[str, HostReport]:
-        names = {run.host for run in runs}
+        """Each by itself: what a host measured may not depend on which others its wave has, or has lost."""
+        return {run.host: without_idle_checks(self._report(run)) for run in runs}
+
+    def _report(self, run: HostRun) -> HostReport:
         report = judge(
-            runs,
-            hosts=[host for host in self.hosts if host.name in names],
+            [run],
+            hosts=[host for host in self.hosts if host.name == run.host],
             catalogue=self._catalogue,
             criteria=self._criteria,
             plans=self._plans,
@@ -90,7 +93,7 @@ class Measuring:
             judged=now(),
             version=__version__,
         )
-        return {host.name: without_idle_checks(host) for host in report.hosts}
+        return report.hosts[0]
 
     def _directory(self, when: When) -> RunDirectory:
         manifest = Manifest(

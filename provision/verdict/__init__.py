@@ -1,7 +1,8 @@
 """judge(): measurements in, verdicts out. Pure: no I/O, no clock, no host. It never raises.
 
 A host's status is its worst verdict's: FAIL > ERROR > WARN > PASS; only skips make SKIP, nothing at all ERROR.
-A host of which no GPU was measured never passes, whatever else of it holds.
+A host of which no GPU was measured never passes, whatever else of it holds; nor one whose loads (checks above level 1)
+were all skipped: that is SKIP.
 The report's is its worst host's; there a host that nothing judged (SKIP) is worse than one that passed.
 """
 
@@ -16,10 +17,11 @@ from provision.hosts import Host
 from provision.remote import Failure, HostRun
 from provision.report.model import CONNECTION, Chain, HostReport, Report, Status, Verdict
 from provision.request import IDENTITY
+from provision.verdict import fleet
 from provision.verdict.cells import Cells, Scopes
 from provision.verdict.evaluate import SEE_RECORDS
 from provision.verdict.evidence import Evidence, gather
-from validators.schema import HOST, CheckInfo, Plan
+from validators.schema import HOST, NOT_APPLICABLE, CheckInfo, Plan
 
 
 def judge(
@@ -40,15 +42,13 @@ def judge(
 
     A host without a run, a plan without an outcome, a measurement without a criterion: each is ERROR, never PASS.
     """
-    answered = {run.host: run for run in runs}
-    names = dict.fromkeys([*(host.name for host in hosts), *answered])
-    addresses = {host.name: host.address for host in hosts}
     infos = {info.name: info for info in catalogue}
     scopes = Scopes(criteria)
-    reports = []
-    for name in names:
-        run = answered.get(name) or _unanswered(name, addresses.get(name, ""))
-        reports.append(_host(run, plans.get(name), infos, scopes))
+    every = {host.name: _unanswered(host.name, host.address) for host in hosts} | {run.host: run for run in runs}
+    per_gpu = {name for name, info in infos.items() if info.per_gpu}
+    asked = [name for name in every if name in plans and any(one.name == fleet.CHECK for one in plans[name].checks)]
+    gathered = fleet.with_fleet({name: gather(run, per_gpu) for name, run in every.items()}, asked)
+    reports = [_host(run, plans.get(name), infos, scopes, gathered[name]) for name, run in every.items()]
     return Report(
         run_id=run_id,
         status=_worst((report.status for report in reports), ("FAIL", "ERROR", "SKIP", "WARN", "PASS")),
@@ -69,8 +69,9 @@ def exit_code(report: Report, *, strict: bool = False) -> int:
     return 0 if report.status in ("PASS", "WARN") else 3
 
 
-def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], scopes: Scopes) -> HostReport:
-    evidence = gather(run, {name for name, info in infos.items() if info.per_gpu})
+def _host(
+    run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], scopes: Scopes, evidence: Evidence
+) -> HostReport:
     failure = run.failure or _broken_off(evidence, run) or _beside_the_plan(run, plan)
     in_force = scopes.of_host(run.host)
     verdicts: list[Verdict] = []
@@ -94,6 +95,9 @@ def _host(run: HostRun, plan: Plan | None, infos: Mapping[str, CheckInfo], scope
         reason = "no NVIDIA GPU was measured here: what holds says nothing about a GPU"
         verdicts.append(Verdict("ERROR", IDENTITY, HOST, "", reason, next_step=f"bringup doctor {run.host}"))
     status = _of_host(verdicts)
+    loads = [one.status for one in verdicts if one.check in infos and infos[one.check].level > 1]
+    if status in ("PASS", "WARN") and loads and set(loads) == {"SKIP"}:
+        status = "SKIP"  # loads were asked for and none was measured: what an audit found is no answer to that
     chain = _chain(evidence)
     return HostReport(
         name=run.host,
@@ -152,7 +156,8 @@ def _chain(evidence: Evidence) -> Chain | None:
     """The chain for torch, or for the framework that was asked in its place. None where nothing was measured."""
     if not evidence.measurements and not evidence.outcomes:
         return None
-    asked = dict.fromkeys(one.labels.get("framework", "") for one in evidence.measurements if one.check == "preflight")
+    of_preflight = (one for one in evidence.measurements if one.check == "preflight" and one.absence != NOT_APPLICABLE)
+    asked = dict.fromkeys(one.labels.get("framework", "") for one in of_preflight)
     asked.pop("", None)
     framework = "torch" if "torch" in asked or not asked else next(iter(asked))
     return walk(evidence.measurements, tuple(evidence.outcomes.values()), framework)

@@ -98,7 +98,8 @@ class Cells:
 
     def _lacking(self, criterion: Criterion, measured: Mapping[str, Sequence[Measurement]]) -> Iterator[str]:
         """The cells that ran without reporting the metric. Whether it is the GPUs' or the host's, its reports say."""
-        of_gpus = any(subject != HOST for subject in self.evidence.of(self.check, criterion.metric))
+        reported = measured or self.evidence.of(self.check, criterion.metric)
+        of_gpus = any(subject != HOST for subject in reported)
         if of_gpus and not self._on_cpu:
             cells = self._gpu_cells or tuple(gpu.uuid for gpu in self.evidence.gpus if self._ran(HOST))
             yield from (

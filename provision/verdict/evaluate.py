@@ -37,6 +37,9 @@ def evaluate(criterion: Criterion, measurement: Measurement, gpu: GpuFacts | Non
         return _verdict(
             "ERROR", criterion, measurement, f"{NOT_JUDGED}: no value in {criterion.unit}", step=SEE_RECORDS
         )
+    if measurement.unit in ("count", "bits") and isinstance(measurement.value, int) and measurement.value < 0:
+        reason = f"{NOT_JUDGED}: {measurement.value} is less than none"
+        return _verdict("ERROR", criterion, measurement, reason, step=SEE_RECORDS)
     required, of = _required(criterion, gpu)
     if required is None:
         return _without_peak(criterion, measurement, gpu, device)

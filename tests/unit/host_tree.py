@@ -10,7 +10,7 @@ from typing import Any
 from validators.check import Context, load
 from validators.probes.command import Ran
 from validators.probes.sysfs import Files
-from validators.schema import CheckRequest, Measurement, Plan, Record, encode
+from validators.schema import CheckRequest, Measurement, Plan, Record, Scalar, encode
 
 TREES = Path(__file__).parent.parent / "fixtures" / "trees"
 VM = "debian-12-vm-without-gpu"
@@ -41,7 +41,7 @@ def grow(root: Path, files: Mapping[str, Any]) -> Files:
     return Files(str(root))
 
 
-def context(check: str, plan: Plan | None = None) -> tuple[Context, list[Record]]:
+def context(check: str, plan: Plan | None = None, **params: Scalar) -> tuple[Context, list[Record]]:
     """A context for a check, and the list that its records go to. Each record must pass the wire."""
     records: list[Record] = []
 
@@ -49,7 +49,7 @@ def context(check: str, plan: Plan | None = None) -> tuple[Context, list[Record]
         encode(record)
         records.append(record)
 
-    return Context(load(check).info, CheckRequest(check, 30.0), plan or Plan((), 60.0), take), records
+    return Context(load(check).info, CheckRequest(check, 30.0, params), plan or Plan((), 60.0), take), records
 
 
 class Measured:

@@ -6,6 +6,7 @@ import functools
 import gzip
 import http.server
 import io
+import os
 import tarfile
 import threading
 import time
@@ -67,6 +68,17 @@ def test_real_cifar10_and_mnist_have_the_published_md5s() -> None:
 def test_a_named_folder_is_used_where_it_is_and_its_subfolders_are_looked_through(copy: Path) -> None:
     found = find(context(mnist=str(copy.parents[1])), "mnist")
     assert found == datasets.Dataset(str(copy), f"{copy.parents[1]} on the host")
+
+
+def test_a_folder_behind_a_link_is_found_and_a_pipe_in_it_is_not_waited_for(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "mnist").symlink_to(copy)
+    linked = tmp_path / "linked" / "mnist"
+    assert find(context(mnist=str(tmp_path / "linked")), "mnist").folder == str(linked)
+    (copy / IMAGES).unlink()
+    os.mkfifo(copy / IMAGES)
+    with pytest.raises(DamagedData, match=f"{IMAGES} is not a file"):
+        find(context(mnist=str(copy)), "mnist")
 
 
 def test_one_flipped_byte_in_a_named_folder_is_an_error_that_names_file_and_md5s(copy: Path) -> None:

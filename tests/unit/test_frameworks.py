@@ -37,7 +37,8 @@ UUID = "GPU-bc0980de-e367-052e-70cb-c28b0154c9a8"
 
 
 def run(pythons: dict[str, str], device: str = "cpu", **params: Scalar) -> tuple[Measured, dict[str, Outcome]]:
-    """The check in this process, its workloads in theirs."""
+    """The check in this process, its workloads in theirs; of the frameworks that are named."""
+    params.setdefault("frameworks", ",".join(pythons))
     records: list[Record] = []
 
     def take(record: Record) -> None:
@@ -231,6 +232,23 @@ def test_a_framework_whose_import_crashes_is_its_own_error_and_the_others_stand(
     assert "jax under" in outcomes[HOST].detail
     assert words in outcomes[HOST].detail
     assert "torch under" not in outcomes[HOST].detail
+
+
+def test_a_framework_that_nobody_named_is_found_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """In the Python that the inventory named for another; asked for by name its absence is a failure."""
+    python = {"torch": fake(tmp_path, torch=GOOD, jax="raise ImportError('no libdevice')")}
+    found, outcomes = run(python, frameworks="")
+    assert outcomes[HOST].status == RAN, outcomes[HOST].detail
+    assert "no libdevice" in found.one("imports", framework="jax").note
+    assert found.one("imports", framework="torch").value is True
+    absent = found.one("imports", framework="mxnet")
+    assert (absent.absence, "bringup_mxnet_python" in absent.note) == (NOT_APPLICABLE, True)
+    left, _ = run(python, frameworks="torch")
+    assert left.one("imports", framework="jax").note == "left out by the parameter frameworks"
+    _, missing = run(python, frameworks="torch,mxnet")
+    assert (missing[HOST].status, "no Python with mxnet" in missing[HOST].detail) == (ERROR, True)
+    _, refused = run(python, frameworks="caffe")
+    assert "no such framework: caffe" in refused[HOST].detail
 
 
 def test_an_exit_in_an_import_and_a_missing_library_are_measured(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_clock_power_and_heat_are_read_beside_the_load(monkeypatch: pytest.Monke
         assert found["throttled_by_heat"].value is False
         samples = [one for one in records if isinstance(one, Sample) and one.subject == uuid]
         assert len(samples) >= 2
-        assert set(samples[0].values) == {"sm_clock", "power", "temperature", "utilisation"}
+        assert set(samples[0].values) == {"sm_clock", "power", "temperature", "utilisation", "throttle_reasons"}
         assert samples[0].t_s < samples[1].t_s
 
 

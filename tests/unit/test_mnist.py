@@ -109,7 +109,21 @@ def test_an_accuracy_that_is_not_reached_is_measured_and_has_no_time_and_fails()
     found = measured(records, "torch")
     assert float(str(found["accuracy"].value)) < 0.985
     assert found["time_to_accuracy"].absence == NOT_APPLICABLE
-    assert [one.status for one in judged(records) if one.metric == "accuracy" and one.measurement] == ["FAIL", "SKIP"]
+    assert [one.status for one in judged(records) if one.metric == "accuracy" and one.measurement] == [
+        "FAIL",
+        "SKIP",
+        "SKIP",
+    ]
+
+
+def test_a_model_that_was_left_out_is_skipped_and_nothing_to_train_is_refused() -> None:
+    wanted = {"frameworks": "torch", "models": "cnn", "subset": 100, "batch": 50, "epochs": 1, "seconds": 0.05}
+    records = run("cpu", {"torch": sys.executable}, str(mnist_folder()), **wanted)
+    verdicts = [one for one in judged(records) if one.metric == "parameters"]
+    assert {one.status for one in verdicts} == {"SKIP"}
+    assert {one.reason for one in verdicts} >= {"not applicable: left out by the parameter models"}
+    refused = run("cpu", {"tensorflow": sys.executable}, "", frameworks="tensorflow", models="cnn")
+    assert "tensorflow has no cnn: nothing is left to train" in outcomes(refused)[HOST].detail
 
 
 def test_a_framework_whose_import_crashes_is_an_error_and_the_others_results_stand(broken_tensorflow: str) -> None:
@@ -201,7 +215,7 @@ def test_frameworks_that_fall_back_to_the_cpu_are_each_gpus_error(uuids: list[st
         assert "is a build without CUDA" in end.detail
         assert "tensorflow, mlp" in end.detail
         assert "CPU-only build" in end.detail
-    assert not [one for one in records if isinstance(one, Measurement)]
+    assert not [one for one in records if isinstance(one, Measurement) and one.value is not None]
 
 
 @pytest.mark.parametrize("uuids", [4], indirect=True)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.need import need
 from tests.unit.load_check import identity, judged, outcomes, run, uuids, values
 from validators import check
 from validators.checks._scaling import Cell, limited_by
+from validators.checks.scaling import _Table
 from validators.probes import pci, pythons, ranks, workload
 from validators.probes.nvml import GPU_IS_LOST
 from validators.schema import (
@@ -42,7 +44,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def plan(device: str = "gpu", **params: Scalar) -> Plan:
     requests = (CheckRequest("compute_capability", 30.0), CheckRequest("scaling", 300.0, params))
-    return Plan(requests, 330.0, {"torch": sys.executable, "tensorflow": sys.executable}, device)
+    named = {"torch": sys.executable, **({"tensorflow": sys.executable} if device == "cpu" else {})}
+    return Plan(requests, 330.0, named, device)
 
 
 def number(records: list[Record], metric: str, **labels: str) -> float:
@@ -246,6 +249,31 @@ def test_a_gpu_that_fell_off_is_left_out_and_the_counts_without_it_stand(
     assert ends[uuids()[2]].status == RAN
     assert "3 of 4 GPUs are left" in values(records, "images_per_second", gpus="4")[0].note
     assert ends[HOST].status == ERROR
+
+
+@pytest.mark.usefixtures("no_load")
+def test_a_tensorflow_that_was_asked_for_and_is_not_there_is_an_error(four_gpus: Callable[..., None]) -> None:
+    four_gpus({})
+    for params in ({"frameworks": "torch,tensorflow"}, {"frameworks": "tensorflow"}):
+        assert "no Python with tensorflow" in outcomes(run(plan(**params)))[HOST].detail
+    missing = replace(plan("cpu", frameworks="tensorflow"), pythons={"tensorflow": "/bin/false"})
+    assert outcomes(run(missing))[HOST].status == ERROR
+    assert "/bin/false" in outcomes(run(missing))[HOST].detail
+
+
+def test_a_batch_that_fits_two_gpus_and_not_four_is_not_judged_by_two(four_gpus: Callable[..., None]) -> None:
+    labels = {"framework": "torch", "model": "vgg19_bn", "mode": "weak", "batch": "4096"}
+    request = plan().checks[-1]
+    records: list[Record] = []
+    table = _Table(check.Context(INFO, request, plan(), records.append))
+    for gpus, rate in (("1", 100.0), ("2", 195.0)):
+        table.measure("images_per_second", rate, HOST, {**labels, "gpus": gpus})
+        table.compare("torch", int(gpus))
+    table.not_applicable("images_per_second", "4096 images a GPU do not fit", HOST, {**labels, "gpus": "4"})
+    table.compare("torch", 4)
+    (four,) = values(records, "efficiency", gpus="4")
+    assert (four.absence, four.note) == (UNKNOWN, "4096 images a GPU do not fit")
+    assert number(records, "efficiency", gpus="2") == pytest.approx(0.975)
 
 
 def test_one_gpu_is_skipped_with_the_reason(four_gpus: Callable[..., None]) -> None:

@@ -173,6 +173,8 @@ def test_a_soak_too_short_for_drift_says_so_and_fails_nobody() -> None:
     records = run("cpu", duration_s=0.4, memory_gib=1 / 256)
     found = measured(records, HOST)
     assert (found["drift"].value, found["soak_complete"].value) == (None, True)
+    assert found["memory_errors"].value == 0
+    assert [one for one in records if isinstance(one, Sample) and "rate_memory" in one.values], "it was tested"
     assert "too short" in found["drift"].note
     verdicts = {one.metric: one.status for one in judged(records, plan("cpu"))}
     assert (verdicts["drift"], verdicts["products_verified"], verdicts["products_wrong"]) == ("SKIP", "PASS", "PASS")
@@ -209,8 +211,10 @@ def day(subject: str, duration_s: float, gpus: int) -> tuple[list[Record], soak.
 def test_days_of_soak_on_all_gpus_stay_within_what_runner_and_operator_take(gpus: int, duration: str) -> None:
     duration_s = parse_duration(duration)
     records, load_ = day(uuids_like()[0], duration_s, gpus)
-    numbers = dict.fromkeys(("sm_clock", "power", "temperature", "utilisation", "memory_temperature"), 1234.5678)
-    counters = dict.fromkeys(("ecc_corrected", "ecc_uncorrected", "pcie_replays"), 123456)
+    numbers = dict.fromkeys(
+        ("sm_clock", "power", "temperature", "utilisation", "throttle_reasons", "memory_temperature"), 1234.5678
+    )
+    counters = dict.fromkeys(("ecc_corrected", "ecc_uncorrected", "pcie_replays", "xids"), 123456)
     traced = encode(Sample("soak", uuids_like()[0], 86399.123456789, {**numbers, **counters}))
     sent = gpus * (len(records) + load_.points)
     size = gpus * (sum(len(encode(one)) for one in records) + load_.points * len(traced))

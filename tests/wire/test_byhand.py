@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.wire.planting import GOOD, alive, bundle_of, noted, spawn_and_note, wait_until, write_bundle
+from validators import byhand
 from validators.schema import Measurement, Outcome, decode, decode_catalogue
 
 BODIES = {
@@ -108,6 +109,19 @@ def test_a_setting_reaches_the_check_and_an_unknown_one_is_refused(tmp_path: Pat
         refused = said(path, "run", "matmul", "--param", wrong)
         assert refused.returncode == 2
         assert f"not CHECK.KEY=VALUE of a check's settings: '{wrong}'" in refused.stderr
+
+
+@pytest.mark.parametrize("wrong", ["matmul.seconds=NaN", "matmul.seconds=-Infinity", "soak.duration_s=yes"])
+def test_what_is_no_number_is_refused_before_anything_runs(pyz: Path, wrong: str) -> None:
+    refused = said(pyz, "run", wrong.split(".", maxsplit=1)[0], "--param", wrong)
+    assert refused.returncode == 2
+    assert "not a number" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_soaks_time_is_added_to_its_timeout() -> None:
+    plan, _ = byhand._plan(["soak", "--param", "soak.duration_s=3600"])
+    assert plan.checks[0].timeout_s > 3600
 
 
 def test_ctrl_c_is_exit_status_130_and_nothing_is_left(tmp_path: Path) -> None:

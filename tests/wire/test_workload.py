@@ -91,12 +91,21 @@ ENDS = {
     "exit": ("os._exit(4)", "workload x_work exited with status 4"),
     "hang": (EMIT + "\ntime.sleep(600)", "workload x_work timed out after 2 s"),
     "garbage": ("os.write(int(sys.argv[-1]), b'garbage\\n'); time.sleep(600)", "sent what cannot be used: not JSON"),
+    "a status of 0 before its end": (EMIT + "; os._exit(0)", "exited with status 0 before its end"),
     "half a record": ("os.write(int(sys.argv[-1]), b'half'); os._exit(0)", "ended in the middle of a record"),
     "closes its pipes and hangs": (
         "os.closerange(2, 64); time.sleep(600)",
         "workload x_work timed out after 2 s",
     ),
 }
+
+
+def test_a_script_that_loses_its_pythons_status_hides_no_killed_workload(tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text(f'#!/bin/sh\ntimeout -s KILL 1 {sys.executable} "$@"\ntrue\n')
+    python.chmod(0o755)
+    ended = outcomes(run(tmp_path, EMIT + "; time.sleep(30)", python=str(python)))["x_load"]
+    assert (ended.status, "before its end" in ended.detail) == ("error", True)
 
 
 @pytest.mark.parametrize("end", ENDS)

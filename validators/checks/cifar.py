@@ -71,9 +71,9 @@ def cifar(ctx: Context) -> None:
         jobs.on_the_cpu()
         return
     with gpu_load.ready(ctx, jobs.first()) as (_, gpus):
-        if ctx.request.params.get("cpu_baseline", False):
+        if ctx.flag("cpu_baseline", False):
             jobs.cpu_baseline()
-        gpu_load.on_each(gpus, jobs.on_gpu, parallel=bool(ctx.request.params.get("parallel", True)))
+        gpu_load.on_each(gpus, jobs.on_gpu, parallel=ctx.flag("parallel", True))
         jobs.compare(gpus)
         jobs.on_all(gpus)
 
@@ -190,7 +190,7 @@ class _Jobs:
     def on_all(self, gpus: Sequence[nvml.Gpu]) -> None:
         """One job over all GPUs that trained alone. Raises RuntimeError with what failed."""
         ctx = self.ctx
-        if not ctx.request.params.get("together", True) or len(gpus) < 2:
+        if not ctx.flag("together", True) or len(gpus) < 2:
             return
         problems = []
         for framework, python in self.pythons.items():

@@ -92,7 +92,7 @@ def _on_gpus(ctx: Context, python: str, gpus: Sequence[nvml.Gpu]) -> None:
     _say_kinds(heard, kinds)
     jobs = Jobs(heard, python, names)
     jobs.copies()
-    together = bool(ctx.request.params.get("together", all(link(*pair).startswith("NV") for pair in kinds)))
+    together = ctx.flag("together", all(link(*pair).startswith("NV") for pair in kinds))
     jobs.collectives(together)
     shared = bool(jobs.problems) and not together
     heard.say_of_median("p2p_of_median", "p2p_bandwidth", jobs.failed["p2p_bandwidth"], shared)

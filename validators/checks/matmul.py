@@ -31,6 +31,7 @@ def _metrics() -> Tuple[Metric, ...]:
         Metric("operand_rows_wrong", "count", "rows of operands that are not, on the device, what the CPU made"),
         Metric("digest", "text", "hash of the bits of one fixed product: equal on like GPUs under the same torch"),
         Metric("digests_agree", "bool", "whether the host's GPUs of one name gave the same digest, for each format"),
+        Metric("digests_agree_in_fleet", "bool", "the same over the hosts that are judged together; the judge says it"),
     ]
     for name, unit, what in (*FORMATS, ("cpu_fp32", "TFLOP/s", "float32 on the CPU, where --device cpu asked for it")):
         found.append(Metric(f"throughput_{name}", unit, f"rate over the products' own time, each verified: {what}"))
@@ -68,7 +69,7 @@ def matmul(ctx: Context) -> None:
         _on_cpu(ctx)
         return
     with gpu_load.ready(ctx, "torch") as (python, gpus):
-        parallel = bool(ctx.request.params.get("parallel", True))
+        parallel = ctx.flag("parallel", True)
         digests = Digests()
         gpu_load.on_each(gpus, lambda gpu: _on_gpu(ctx, python, gpu, digests), parallel=parallel)
         digests.compare(ctx, gpus)
@@ -85,17 +86,20 @@ def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, digests: Digests) -> None:
             ctx.not_applicable(metric, "measured on the GPU", gpu.uuid)
 
 
+Labels = Tuple[Tuple[str, str], ...]
+
+
 class Digests:
     """What like GPUs of one host gave for the same products, as it comes in."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._found: Dict[str, Dict[Tuple[str, str], Dict[str, str]]] = {}  # dtype -> (GPU, torch) -> UUID -> digest
+        self._found: Dict[str, Dict[Labels, Dict[str, str]]] = {}  # dtype -> labels -> UUID -> digest
         self._failed: Set[str] = set()
 
     def take(self, one: Measurement) -> None:
-        """Keep a digest."""
-        like = (one.labels.get("gpu", ""), one.labels.get("torch", ""))
+        """Keep a digest. GPUs are alike where all its labels are equal; provision/verdict/fleet.py says so, too."""
+        like = tuple(sorted(one.labels.items()))
         with self._lock:
             found = self._found.setdefault(one.labels.get("dtype", ""), {})
             if isinstance(one.value, str):

@@ -90,7 +90,7 @@ def memory(ctx: Context) -> None:
         gpu_load.not_on_the_cpu(ctx, but=(*ON_THE_CPU, "memory_tested"))
         return
     with gpu_load.ready(ctx, "torch") as (python, gpus), _turn() as turn:
-        parallel = bool(ctx.request.params.get("parallel", True))
+        parallel = ctx.flag("parallel", True)
         gpu_load.on_each(gpus, lambda gpu: _on_gpu(ctx, python, gpu, turn), parallel=parallel)
 
 

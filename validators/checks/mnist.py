@@ -49,7 +49,7 @@ def mnist(ctx: Context) -> None:
         jobs.on_the_cpu()
         return
     with gpu_load.ready(ctx, next(iter(jobs.pythons), "torch")) as (_, gpus):
-        gpu_load.on_each(gpus, jobs.on_gpu, parallel=bool(ctx.request.params.get("parallel", True)))
+        gpu_load.on_each(gpus, jobs.on_gpu, parallel=ctx.flag("parallel", True))
 
 
 class _Jobs:
@@ -58,8 +58,10 @@ class _Jobs:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
         named = _named(ctx, "frameworks", tuple(WORKLOADS))
-        on_cpu = ctx.plan.device == "cpu"  # an epoch of the CNN takes minutes there
-        self.models = _named(ctx, "models", ("mlp", "cnn")) or (["mlp"] if on_cpu else ["mlp", "cnn"])
+        on_cpu = ctx.plan.device == "cpu"
+        models = _named(ctx, "models", ("mlp", "cnn"))
+        self.models = models or (["mlp"] if on_cpu else ["mlp", "cnn"])
+        self.left_out = "left out by the parameter models" if models else "minutes an epoch on the CPU; models=mlp,cnn"
         self.pythons: Dict[str, str] = {}
         self.absent: Dict[str, str] = {}
         self.missing: List[str] = []
@@ -74,6 +76,8 @@ class _Jobs:
             self.absent[framework] = pythons.explain(ctx.plan, framework)
             if framework in named or ctx.plan.pythons.get(framework):  # asked for by name: its absence is a failure
                 self.missing.append(self.absent[framework])
+        if not any(set(WORKLOADS[name][1]) & set(self.models) for name in named or WORKLOADS):
+            raise ValueError(f"{', '.join(named)} has no {', '.join(self.models)}: nothing is left to train")
         self.data, self.no_data = _dataset(ctx)
 
     def on_gpu(self, gpu: nvml.Gpu) -> None:
@@ -108,6 +112,11 @@ class _Jobs:
                     )  # fmt: skip
                 except RuntimeError as problem:
                     problems.append(f"{framework}, {model}: {problem}")
+        for framework in self.pythons:
+            for model in (one for one in WORKLOADS[framework][1] if one not in self.models):
+                labels = {"framework": framework, "model": model, "gpus": str(gpus)}
+                for metric in METRICS:
+                    self.ctx.not_applicable(metric.name, self.left_out, subject, labels)
         for framework, why in self.absent.items():
             for metric in METRICS:
                 self.ctx.not_applicable(metric.name, why, subject, {"framework": framework})

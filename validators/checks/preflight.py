@@ -37,7 +37,7 @@ METRICS = (
 )  # fmt: skip
 TIMEOUT_S = 150.0
 """For one framework: its first import from a cold disk can take a minute."""
-OTHERS = ("tensorflow", "jax", "mxnet", "horovod")
+FRAMEWORKS = ("torch", "tensorflow", "jax", "mxnet", "horovod")
 
 
 @check(
@@ -47,13 +47,14 @@ OTHERS = ("tensorflow", "jax", "mxnet", "horovod")
     seconds=10,
     timeout_s=780,
     per_gpu=True,
-    params=("framework_timeout_s",),
+    params=("frameworks", "framework_timeout_s"),
     metrics=METRICS,
 )
 def preflight(ctx: Context) -> None:
     """Per framework its CUDA build, libraries and GPUs; on each GPU a known product and a few steps of training.
 
-    Frameworks come up side by side, as far as memory allows. Params: framework_timeout_s (150), for one of them.
+    Frameworks come up side by side, as far as memory allows. Params: frameworks (torch, and each other one that a
+    Python of this host has), framework_timeout_s (150), for one of them.
     """
     on_cpu = ctx.plan.device == "cpu"
     if not on_cpu:
@@ -75,11 +76,20 @@ def preflight(ctx: Context) -> None:
 
 
 def _wanted(ctx: Context) -> List[str]:
-    """torch always; another framework where the inventory names its Python or our role made it one."""
-    others = [
-        name for name in OTHERS if name in ctx.plan.pythons or Files().exists(f"{pythons.VENVS}/{name}/bin/python3")
-    ]
-    return ["torch", *others]
+    """torch always, another framework where a Python has it or should; or those asked for. Says why one is not."""
+    asked = [name.strip() for name in str(ctx.request.params.get("frameworks", "")).split(",") if name.strip()]
+    unknown = [name for name in asked if name not in FRAMEWORKS]
+    if unknown:
+        raise ValueError(f"no such framework: {', '.join(unknown)}; there are {', '.join(FRAMEWORKS)}")
+    named = asked or ["torch", *ctx.plan.pythons]
+    wanted = []
+    for name in FRAMEWORKS:
+        if name in named or (not asked and pythons.find_python(ctx.plan, name)):
+            wanted.append(name)
+        else:
+            why = "left out by the parameter frameworks" if asked else pythons.explain(ctx.plan, name)
+            ctx.not_applicable("imports", why, HOST, {"framework": name})
+    return wanted
 
 
 class _Seen(Context):

@@ -93,6 +93,12 @@ def _frameworks(ctx: Context) -> List[str]:
     return names
 
 
+def _by_name(ctx: Context) -> bool:
+    """Whether TensorFlow was asked for by name: its absence is a failure then."""
+    named = ctx.plan.pythons.get("tensorflow") or "tensorflow" in str(ctx.request.params.get("frameworks", ""))
+    return bool(named)
+
+
 def _left_out(wanted: Sequence[str]) -> Dict[str, str]:
     text = "left out by the parameters, or not measured for want of memory: see images_per_second"
     names = {name: f"{name} was left out by the parameter frameworks" for name in ("torch", "tensorflow")}
@@ -116,6 +122,7 @@ class _Table(Context):
         self._cells: Dict[Cell, Dict[str, float]] = {}
         self._labels: Dict[Cell, Mapping[str, str]] = {}
         self._told: Set[Tuple[str, str, str]] = set()
+        self._unfit: Dict[Cell, Tuple[Mapping[str, str], str]] = {}
         self._seen: Set[str] = set()
 
     def has(self, framework: str) -> bool:
@@ -130,10 +137,19 @@ class _Table(Context):
             if isinstance(record.value, (int, float)) and not isinstance(record.value, bool):
                 self._cells.setdefault(cell, {})[record.metric] = float(record.value)
                 self._labels[cell] = record.labels
+            elif record.metric == "images_per_second":
+                self._unfit[cell] = record.labels, record.note
         self._pass_on(record)
 
     def compare(self, framework: str, count: int) -> None:
-        """Send speedup, efficiency and what limits it of every configuration on so many GPUs."""
+        """Send speedup, efficiency and what limits it of every configuration on so many GPUs; of one that fewer of them
+        measured together and that so many did not, that it is not known.
+        """
+        for cell, (labels, why) in self._unfit.items():
+            fewer = (self._cells.get(cell.on(some), {}) for some in range(2, count))
+            if (cell.framework, cell.gpus) == (framework, count) and any("images_per_second" in one for one in fewer):
+                for metric in ("speedup", "efficiency", "limited_by"):
+                    self.unknown(metric, why, HOST, labels)
         for cell, found in self._cells.items():
             if (cell.framework, cell.gpus) != (framework, count) or count == 1 or "images_per_second" not in found:
                 continue
@@ -204,7 +220,9 @@ class _Runs:
         and refuses another number of GPUs."""
         python = pythons.find_python(self._ctx.plan, "tensorflow")
         if python is None:
-            text = "no Python with TensorFlow on this host; bringup_tensorflow_python names one"
+            text = pythons.explain(self._ctx.plan, "tensorflow")
+            if _by_name(self._ctx):
+                self._problems.append(text)
             self._ctx.not_applicable("images_per_second", text, HOST, {"framework": "tensorflow"})
             self.missing["tensorflow"] = text
             return
@@ -307,6 +325,8 @@ def _on_the_cpu(ctx: Context) -> None:
             problem = _keras(table, tensorflow, {**params, "ranks": count}, (), timeout_s)
             table.compare("tensorflow", count)
             problems += [f"tensorflow: {problem}"] if problem else []
+    elif "tensorflow" in wanted and _by_name(ctx):
+        problems.append(pythons.explain(ctx.plan, "tensorflow"))
     if problems:
         raise RuntimeError("; ".join(problems))
     table.fill({**_left_out(wanted), "": "a CPU run: the ranks share its cores"})

@@ -6,12 +6,12 @@ import statistics
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple, Union
 
 from validators.check import Context, Metric, check
-from validators.probes import gpu_load, kernel_log, nvml, workload, xid
+from validators.probes import gpu_load, nvml, workload
 from validators.probes.load_trace import Readings, Sampler
-from validators.probes.soak_limits import COUNTERS, Limits, limits, readings
+from validators.probes.soak_limits import COUNTERS, Limits, Xids, limits, readings
 from validators.schema import HOST, Progress, Record, Sample
 
 DURATION_S = 600.0
@@ -28,7 +28,8 @@ LOST_S = 30.0
 STALL_S = 600.0
 """Seconds without a word of the workload, beside its slices, after which it counts as hung."""
 START_S = 120.0
-"""Seconds that the workload may take beyond its duration: imports, the first products, the last slice."""
+"""Seconds that the workload may take beyond its duration: imports, the last slice, and the first round of all loads,
+which is finished though the duration is over (29 s on an H200 with slices of 2.25 s)."""
 
 METRICS: Tuple[Metric, ...] = (
     Metric("soak_time", "s", "seconds under load"),
@@ -71,8 +72,8 @@ def soak(ctx: Context) -> None:
         return
     with gpu_load.ready(ctx, "torch") as (python, gpus):
         loads = {gpu.uuid: _Load(min(POINTS, POINTS_IN_ALL // len(gpus))) for gpu in gpus}
-        since = _newest_line()
-        gpu_load.on_each(gpus, lambda gpu: _on_gpu(ctx, python, gpu, loads[gpu.uuid], since))
+        with Xids() as xids:
+            gpu_load.on_each(gpus, lambda gpu: _on_gpu(ctx, python, gpu, loads[gpu.uuid], xids))
         _between(ctx, loads)
 
 
@@ -140,15 +141,20 @@ class _Listening(Context):
         self._pass_on(record)
 
 
-def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, load: _Load, since: Optional[float]) -> None:
+def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, load: _Load, xids: Xids) -> None:
     with ctx.subject(gpu.uuid):
         duration_s = float(ctx.request.params.get("duration_s", DURATION_S))
         guard = _Guard(limits(gpu), load, float(ctx.request.params.get("slice_s", 0.0)))
         first = readings(gpu)
+        address = gpu.pci_address()
+
+        def send(t_s: float, values: Mapping[str, float]) -> None:
+            new = xids.count(address)  # not among the readings: it would pass for an answer of a GPU that is lost
+            ctx.sample(t_s, values if isinstance(new, nvml.Absent) else {**values, "xids": new}, gpu.uuid)
 
         sampler = Sampler(
             gpu,
-            lambda t_s, values: ctx.sample(t_s, values, gpu.uuid),
+            send,
             period_s=1.0,
             apart_s=duration_s / load.points,
             more=readings,
@@ -167,7 +173,8 @@ def _on_gpu(ctx: Context, python: str, gpu: nvml.Gpu, load: _Load, since: Option
                 problem = guard.why or guard.fault or str(ended)
         _results(ctx, gpu.uuid, load, problem, guard)
         gpu_load.put(ctx, gpu.uuid, "memory_temperature_under_load", sampler.trace.highest("memory_temperature"))
-        _during(ctx, gpu, first, since)
+        _during(ctx, gpu, first)
+        _xids(ctx, gpu.uuid, address, xids, guard.looked_s)
         if problem and not guard.why:
             raise RuntimeError(problem)
 
@@ -179,15 +186,16 @@ class _Guard:
         self.stop = threading.Event()
         self.why = self.fault = ""
         self._limits, self._load, self._stall_s = limits, load, STALL_S + slice_s
-        self._answered_s = 0.0
+        self.looked_s = self._answered_s = 0.0
         self.hot = self.readings = 0
 
     def look(self, t_s: float, numbers: Mapping[str, float]) -> None:
+        self.looked_s = t_s
         if self.stop.is_set():
             return
         if numbers:
             self._answered_s = t_s
-            self.readings += 1
+            self.readings += "reasons" in numbers
             self.hot += self._limits.hot(numbers)
         self.why = self._limits.reached(numbers)
         if t_s > self._answered_s + LOST_S:
@@ -220,10 +228,12 @@ def _results(ctx: Context, subject: str, load: _Load, problem: str, guard: Optio
         ctx.unknown("drift", problem or "no load sent a rate", subject)
     if guard is not None and guard.readings:
         ctx.measure("time_throttled_by_heat", guard.hot / guard.readings, subject)
+    elif guard is not None:
+        ctx.unknown("time_throttled_by_heat", "no throttle reasons were read under load", subject)
 
 
-def _during(ctx: Context, gpu: nvml.Gpu, first: Readings, since: Optional[float]) -> None:
-    """What the counters of GPU and kernel did meanwhile."""
+def _during(ctx: Context, gpu: nvml.Gpu, first: Readings) -> None:
+    """What the counters of the GPU did meanwhile."""
     last = readings(gpu)
     for name in ("ecc_corrected", "ecc_uncorrected", "pcie_replays"):
         begun, ended = first[name], last[name]
@@ -231,27 +241,23 @@ def _during(ctx: Context, gpu: nvml.Gpu, first: Readings, since: Optional[float]
         if missing is not None:
             gpu_load.put(ctx, gpu.uuid, f"{name}_during", missing)
         else:
-            ctx.measure(f"{name}_during", int(ended - begun), gpu.uuid)  # type: ignore[operator]  # neither is Absent
-    address = gpu.pci_address()
-    try:
-        lines = kernel_log.read().lines
-    except kernel_log.LogUnreadable:
-        since = None
-    if since is None or isinstance(address, nvml.Absent):
-        ctx.unknown("xids_during", "the kernel's log cannot be read", gpu.uuid)
+            grown = int(ended - begun)  # type: ignore[operator]  # neither is Absent
+            if grown < 0:
+                ctx.unknown(f"{name}_during", f"the counter went from {begun} to {ended}: it was reset", gpu.uuid)
+            else:
+                ctx.measure(f"{name}_during", grown, gpu.uuid)
+
+
+def _xids(ctx: Context, subject: str, address: Union[str, nvml.Absent], xids: Xids, t_s: float) -> None:
+    """The XIDs of the whole load; the trace ends with them, too."""
+    xids.read()
+    new = xids.of(address)
+    if isinstance(new, nvml.Absent):
+        ctx.unknown("xids_during", new.note, subject)
         return
-    events = xid.xids(line for line in lines if line.t_s > since)  # not counted from the boot: the log forgets
-    new = [one for one in events if one.pci_address.startswith(address[:-2])]
-    note = "; ".join(f"Xid {one.number}: {one.line}" for one in new)
-    ctx.measure("xids_during", sum(one.count for one in new), gpu.uuid, note=note)
-
-
-def _newest_line() -> Optional[float]:
-    """Seconds since boot of the newest line in the kernel's log, None where that cannot be read."""
-    try:
-        return max((line.t_s for line in kernel_log.read().lines), default=-1.0)
-    except kernel_log.LogUnreadable:
-        return None
+    count = sum(one.count for one in new)
+    ctx.sample(t_s, {"xids": count}, subject)
+    ctx.measure("xids_during", count, subject, note="; ".join(f"Xid {one.number}: {one.line}" for one in new))
 
 
 def _between(ctx: Context, loads: Mapping[str, _Load]) -> None:
@@ -274,7 +280,13 @@ def _on_cpu(ctx: Context) -> None:
     params = {**ctx.request.params, "subject": HOST, "duration_s": duration_s}
     python = gpu_load.on_the_cpu(ctx, "torch")
     listening = _Listening(ctx, load, duration_s)
-    workload.run_workload(listening, python, "soak", params, gpus=None, timeout_s=duration_s + START_S)
-    _results(ctx, HOST, load, "", None)
+    problem = ""
+    try:
+        workload.run_workload(listening, python, "soak", params, gpus=None, timeout_s=duration_s + START_S)
+    except RuntimeError as ended:  # what it measured until then stands, as on a GPU
+        problem = str(ended)
+    _results(ctx, HOST, load, problem, None)
     measured = ("soak_time", "soak_complete", "products_verified", "products_wrong", "memory_errors", "rate", "drift")
     gpu_load.not_on_the_cpu(ctx, but=measured)
+    if problem:
+        raise RuntimeError(problem)

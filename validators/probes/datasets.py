@@ -160,7 +160,7 @@ def damage(folder: str, name: str) -> Tuple[str, ...]:
 
 def _wrong(folder: str, file: File) -> str:
     try:
-        with open(os.path.join(folder, file.name), "rb") as opened:
+        with open(os.path.join(folder, file.name), "rb", opener=_at_once) as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode):
                 return f"{file.name} is not a file"
@@ -174,6 +174,11 @@ def _wrong(folder: str, file: File) -> str:
     except OSError as problem:
         return f"{file.name} cannot be read ({problem.strerror})"
     return "" if digest.hexdigest() == file.md5 else f"{file.name}: MD5 {digest.hexdigest()}, expected {file.md5}"
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe of a file's name is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _md5() -> Any:
@@ -212,7 +217,7 @@ def taken(named: str, name: str) -> str:
         folder = cache(name)
         missing = lacking(folder, name)
         for archive in dict.fromkeys(file.archive for file in missing):
-            with open(os.path.join(packed, archive), "rb") as stream:
+            with open(os.path.join(packed, archive), "rb", opener=_at_once) as stream:
                 unpack(stream, archive, [file for file in missing if file.archive == archive], folder)
     except (OSError, ValueError) as problem:
         raise DamagedData(f"{name} in {packed}: {problem}; {advice}") from None
@@ -220,9 +225,16 @@ def taken(named: str, name: str) -> str:
 
 
 def _most(top: str, names: Iterable[str]) -> str:
-    """The folder at or below `top` that has most of these names; "" where none has any."""
+    """The folder at or below `top` that has most of these names; "" where none has any. Raises DamagedData where
+    `top` may not be looked into.
+    """
+
+    def unseen(problem: OSError) -> None:
+        if isinstance(problem, PermissionError) and problem.filename == top:
+            raise DamagedData(f"{top} cannot be read ({problem.strerror})")
+
     wanted, best, where = set(names), 0, ""
-    for count, (folder, _, files) in enumerate(os.walk(top)):
+    for count, (folder, _, files) in enumerate(os.walk(top, onerror=unseen, followlinks=True)):
         if len(wanted & set(files)) > best:
             best, where = len(wanted & set(files)), folder
         if count > LOOK_IN:

@@ -117,8 +117,10 @@ def reading(gpu: Gpu) -> Dict[str, Union[int, float, Absent]]:
     }
 
 
-TRACED = ("sm_clock", "power", "temperature", "utilisation")
-"""The series that go into the report's plot."""
+TRACED = ("sm_clock", "power", "temperature", "utilisation", "reasons")
+"""What goes into every sample, beside what a check reads in addition."""
+SENT_AS = {"reasons": "throttle_reasons"}
+"""Names that differ in a sample. The reasons: NVML's bit mask as a number; gpu_state.REASONS names its bits."""
 
 
 class Sampler:
@@ -162,7 +164,7 @@ class Sampler:
         while not self._end.is_set():
             t_s = time.monotonic() - began
             further, numbers = self._read()
-            values = {name: numbers[name] for name in (*TRACED, *further) if name in numbers}
+            values = {SENT_AS.get(name, name): numbers[name] for name in (*TRACED, *further) if name in numbers}
             if values and t_s >= due:
                 self._sample(t_s, values)
                 due = t_s + self._apart_s
@@ -176,5 +178,5 @@ class Sampler:
             return further, self.trace.add({**reading(self._gpu), **further})
         except Exception as problem:  # noqa: BLE001 - a thread's boundary: noted, and the next reading is tried
             text = f"NVML could not be read: {type(problem).__name__}: {problem}"
-            self.trace.add({name: Absent(UNKNOWN, text[:500]) for name in (*TRACED, "reasons", "pcie_generation")})
+            self.trace.add({name: Absent(UNKNOWN, text[:500]) for name in (*TRACED, "pcie_generation")})
             return {}, {}

@@ -14,7 +14,7 @@ from typing import Dict, Mapping, Optional, Sequence
 from validators import lease
 from validators.check import Context
 from validators.processes import bundle_root, ending, last_words, root_fds
-from validators.schema import MAX_RECORD_BYTES, Measurement, Outcome, Progress, Sample, Scalar, SchemaError, decode
+from validators.schema import MAX_RECORD_BYTES, Bye, Measurement, Outcome, Progress, Sample, Scalar, SchemaError, decode
 
 BOOT = (
     "import sys; v = sys.version_info; "
@@ -83,6 +83,8 @@ def run_workload(
         stuck = f"process {process.pid} cannot be killed, it is stuck in the kernel"
         problem_text = f"{problem_text}; {stuck}" if problem_text else stuck
     problem_text = problem_text or ending(process.returncode, watch.rest)
+    if not problem_text and not watch.complete:
+        problem_text = "exited with status 0 before its end: what was left was not measured"
     if problem_text:
         raise RuntimeError(f"workload {name} {problem_text}{last_words(watch.tail)}")
 
@@ -95,6 +97,8 @@ class _Watch:
         self._process = process
         self.rest = b""
         self.tail = b""
+        self.complete = False
+        """Whether the workload said that it came to its end."""
 
     def until_end(self, records: int, words: int, timeout_s: float) -> str:
         """Read both streams until the process ends; returns what went wrong, or nothing."""
@@ -133,6 +137,11 @@ class _Watch:
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             record = decode(line)
+            if self.complete:
+                raise SchemaError("a record after the last one")
+            if isinstance(record, Bye):
+                self.complete = True
+                continue
             if not isinstance(record, (Measurement, Sample, Progress, Outcome)):
                 raise SchemaError("a record that only the runner may send")
             self._ctx.forward(record)

@@ -111,7 +111,8 @@ def without(found: Results, metrics: Sequence[str], why: str) -> None:
 
 def on_the_cpu(found: Results, speeds: List[float], trained: bool) -> None:
     """A CPU run's speed; the metrics of a GPU, and without `trained` those of learning, are not applicable."""
-    found.value("cpu_images_per_second", statistics.median(speeds), f"{len(speeds)} windows")
+    median, varies = statistics.median(speeds), f"{spread(speeds):.3f}"
+    found.value("cpu_images_per_second", median, f"{len(speeds)} windows", spread=varies)
     without(found, SPEED, "a CPU run: see cpu_images_per_second")
     if not trained:
         why = "a CPU run measures speed; --param cifar.epochs=N trains, within cifar.gpu_timeout_s (420 s)"

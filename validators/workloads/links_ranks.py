@@ -130,9 +130,9 @@ class _Job:
         self._value(f"{what}_time", timing.median * 1e6, size, ranks)
         self._value(f"{what}_spread", timing.spread, size, ranks)
 
-    def _value(self, metric: str, value: float, size: int, ranks: int) -> None:
+    def _value(self, metric: str, value: float, size: int, ranks: int, **more: str) -> None:
         labels = {"bytes": str(size), "size": in_words(size), "ranks": str(ranks), "backend": self.world.backend}
-        self.results.value(metric, value, subject=HOST, **labels)
+        self.results.value(metric, value, subject=HOST, **labels, **more)
 
     def one_way(self, group: _Group) -> None:
         """All-gather and reduce-scatter at the largest size."""
@@ -144,7 +144,7 @@ class _Job:
             self._wrong(what, timing, size, self.world.label)
             if group.rank == 0:
                 rate = size / timing.median * (group.size - 1) / group.size / 1e9
-                self._value(f"{what}_bus_bandwidth", rate, size, group.size)
+                self._value(f"{what}_bus_bandwidth", rate, size, group.size, spread=f"{timing.spread:.3f}")
 
     def pairs(self, together: bool) -> None:
         """Every pair of ranks by itself; those of one round have no rank in common and may run at once."""

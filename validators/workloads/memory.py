@@ -150,5 +150,6 @@ def _transfers(results: Results, buffer: Tensor, seconds: float, alone: bool) ->
         return
     _rate(results, "h2d_bandwidth", found.to_device, others=others)
     _rate(results, "d2h_bandwidth", found.to_host, others=others)
-    results.value("h2d_pageable_bandwidth", found.pageable.quantile(0.5), others=others)
+    pageable = found.pageable
+    results.value("h2d_pageable_bandwidth", pageable.quantile(0.5), others=others, spread=f"{pageable.spread:.3f}")
     results.value("transfer_errors", found.wrong, f"of {found.to_host.moved // patterns.WORD} words there and back")
