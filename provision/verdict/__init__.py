@@ -95,15 +95,16 @@ def _host(
         reason = "no NVIDIA GPU was measured here: what holds says nothing about a GPU"
         verdicts.append(Verdict("ERROR", IDENTITY, HOST, "", reason, next_step=f"bringup doctor {run.host}"))
     status = _of_host(verdicts)
-    loads = [one.status for one in verdicts if one.check in infos and infos[one.check].level > 1]
-    if status in ("PASS", "WARN") and loads and set(loads) == {"SKIP"}:
-        status = "SKIP"  # loads were asked for and none was measured: what an audit found is no answer to that
+    told = verdicts
+    loads = [one for one in verdicts if one.check in infos and infos[one.check].level > 1]
+    if status in ("PASS", "WARN") and loads and all(one.status == "SKIP" for one in loads):
+        status, told = "SKIP", loads  # nothing of what was asked for was measured: an audit is no answer to that
     chain = _chain(evidence)
     return HostReport(
         name=run.host,
         address=run.address,
         status=status,
-        headline=_headline(status, verdicts, evidence, failure, chain),
+        headline=_headline(status, told, evidence, failure, chain),
         verdicts=tuple(verdicts),
         chain=chain,
         gpus=evidence.gpus,

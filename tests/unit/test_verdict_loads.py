@@ -33,6 +33,7 @@ def test_loads_that_were_all_skipped_are_no_pass_though_the_audit_holds() -> Non
     report = report_of([*audit, *skipped])
     assert {one.status for one in verdicts(report, "compute_capability")} == {"PASS"}
     assert (report.status, exit_code(report)) == ("SKIP", 3)
+    assert "SKIP matmul: MIG is on" in report.hosts[0].headline
     one_card = [ended("matmul", GPU1, SKIPPED, "MIG is on"), measured("matmul", "known_answer", True, GPU0)]
     report = report_of([*audit, *one_card, ended("matmul", GPU0), ended("matmul")], (GPU_COUNT, CAPABILITY, ANSWER))
     assert (report.status, exit_code(report)) == ("PASS", 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Callable, Dict, List, Mapping, Set
+from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from validators import lease
 from validators.check import Context, Metric, Skip, check
@@ -82,14 +82,14 @@ def _wanted(ctx: Context) -> List[str]:
     if unknown:
         raise ValueError(f"no such framework: {', '.join(unknown)}; there are {', '.join(FRAMEWORKS)}")
     named = asked or ["torch", *ctx.plan.pythons]
-    wanted = []
-    for name in FRAMEWORKS:
-        if name in named or (not asked and pythons.find_python(ctx.plan, name)):
-            wanted.append(name)
-        else:
-            why = "left out by the parameter frameworks" if asked else pythons.explain(ctx.plan, name)
+    others = [name for name in FRAMEWORKS if name not in named]
+    found: Dict[str, Tuple[Optional[str], str]] = dict.fromkeys(others, (None, "left out by the parameter frameworks"))
+    if not asked:
+        found = pythons.look_for(ctx.plan, others)
+    for name, (python, why) in found.items():
+        if python is None:
             ctx.not_applicable("imports", why, HOST, {"framework": name})
-    return wanted
+    return [name for name in FRAMEWORKS if name not in found or found[name][0]]
 
 
 class _Seen(Context):

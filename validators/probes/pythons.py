@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from validators.probes import command
 from validators.schema import Plan
@@ -138,13 +138,27 @@ def _read(one: Candidate, answer: command.Ran) -> Interpreter:
 
 def find_python(plan: Plan, framework: str) -> Optional[str]:
     """The first interpreter that has the framework installed, or None (then see `explain`)."""
-    found = inspect(candidates(plan, framework))
-    return next((one.path for one in found if one.version_of(framework)), None)
+    return look_for(plan, [framework])[framework][0]
 
 
 def explain(plan: Plan, framework: str) -> str:
     """Why `find_python` gave None: each interpreter that was looked at, and how to name one."""
-    looked = inspect(candidates(plan, framework))
+    return look_for(plan, [framework])[framework][1]
+
+
+def look_for(plan: Plan, frameworks: Sequence[str]) -> Dict[str, Tuple[Optional[str], str]]:
+    """What `find_python` gives for each framework, and what to say where that is None; asks each interpreter once."""
+    wanted = {name: candidates(plan, name) for name in frameworks}
+    every = {one.path: one for found in wanted.values() for one in found}
+    answers = {one.path: one for one in inspect(list(every.values()))}
+    found: Dict[str, Tuple[Optional[str], str]] = {}
+    for name in frameworks:
+        looked = [answers[one.path] for one in wanted[name]]
+        found[name] = next((one.path for one in looked if one.version_of(name)), None), _without(name, looked)
+    return found
+
+
+def _without(framework: str, looked: Sequence[Interpreter]) -> str:
     each = [
         f"{one.path} ({one.origin}): {one.problem or f'Python {one.version} without {framework}'}" for one in looked
     ]
