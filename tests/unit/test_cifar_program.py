@@ -59,7 +59,9 @@ def test_the_program_trains_on_real_images_where_epochs_are_asked_for() -> None:
     assert shares[2] > 0.5
     assert float(str(found["cpu_images_per_second"].value)) > 0
     assert found["images_per_second"].absence == NOT_APPLICABLE
-    assert all(one.labels == {"framework": "torch", "gpus": "0", "batch": "100"} for one in found.values())
+    assert float(found["cpu_images_per_second"].labels["spread"]) >= 0
+    common = {"framework": "torch", "gpus": "0", "batch": "100"}
+    assert all(one.labels.items() >= common.items() for one in found.values())
     assert isinstance(records[0], Progress)  # the load begins before anything is measured
 
 

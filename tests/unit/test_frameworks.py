@@ -17,7 +17,7 @@ from tests.unit import load_check
 from tests.unit.host_tree import Measured
 from validators import check as checks
 from validators.frameworks import cuda
-from validators.probes import gpu_contexts, nvml, pci
+from validators.probes import gpu_contexts, nvml, pci, pythons
 from validators.probes.gpu_contexts import Card
 from validators.probes.sysfs import Files
 from validators.schema import (
@@ -36,9 +36,9 @@ from validators.schema import (
 UUID = "GPU-bc0980de-e367-052e-70cb-c28b0154c9a8"
 
 
-def run(pythons: dict[str, str], device: str = "cpu", **params: Scalar) -> tuple[Measured, dict[str, Outcome]]:
+def run(named: dict[str, str], device: str = "cpu", **params: Scalar) -> tuple[Measured, dict[str, Outcome]]:
     """The check in this process, its workloads in theirs; of the frameworks that are named."""
-    params.setdefault("frameworks", ",".join(pythons))
+    params.setdefault("frameworks", ",".join(named))
     records: list[Record] = []
 
     def take(record: Record) -> None:
@@ -46,7 +46,7 @@ def run(pythons: dict[str, str], device: str = "cpu", **params: Scalar) -> tuple
         records.append(record)
 
     request = CheckRequest("preflight", 60.0, params)
-    ctx = checks.Context(checks.load("preflight").info, request, Plan((request,), 60.0, pythons, device), take)
+    ctx = checks.Context(checks.load("preflight").info, request, Plan((request,), 60.0, named, device), take)
     with ctx.subject(HOST):
         checks.load("preflight").run(ctx)
     return Measured(records), {one.subject: one for one in records if isinstance(one, Outcome)}
@@ -234,13 +234,19 @@ def test_a_framework_whose_import_crashes_is_its_own_error_and_the_others_stand(
     assert "torch under" not in outcomes[HOST].detail
 
 
-def test_a_framework_that_nobody_named_is_found_and_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_framework_that_nobody_named_is_found_and_one_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the Python that the inventory named for another; asked for by name its absence is a failure."""
     python = {"torch": fake(tmp_path, torch=GOOD, jax="raise ImportError('no libdevice')")}
+    only = [pythons.Candidate(python["torch"], "named")]
+    monkeypatch.setattr(pythons, "candidates", lambda _plan, _framework: only)
     found, outcomes = run(python, frameworks="")
     assert outcomes[HOST].status == RAN, outcomes[HOST].detail
-    assert "no libdevice" in found.one("imports", framework="jax").note
+    lying_about = found.one("imports", framework="jax")
+    assert (lying_about.absence, "no libdevice" in lying_about.note) == (NOT_APPLICABLE, True)
     assert found.one("imports", framework="torch").value is True
+    assert run(python, frameworks="torch,jax")[0].one("imports", framework="jax").value is False
     absent = found.one("imports", framework="mxnet")
     assert (absent.absence, "bringup_mxnet_python" in absent.note) == (NOT_APPLICABLE, True)
     left, _ = run(python, frameworks="torch")

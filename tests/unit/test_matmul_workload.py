@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,3 +96,17 @@ def test_formats_newer_than_the_card_are_not_applicable_and_say_why(monkeypatch:
     assert {kind.name: why for kind, why in absent}["fp8"] == (
         "fp8 tensor cores came with compute capability 8.9; this card has 7.5"
     )
+
+
+def test_the_cublas_of_a_process_is_told_by_itself_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exact.cublas() == "", "this torch has none"
+    library = tmp_path / "libcublasLt.so.13"
+    library.write_text("no library")
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f00-7f01 r-xp 00000000 fe:01 42                         {library}\n")
+    assert exact.cublas(str(maps)) == ""
+    stand_in = SimpleNamespace(cublasLtGetVersion=lambda: 130002)  # no cuBLAS is on this machine
+    monkeypatch.setattr(ctypes, "CDLL", {str(library): stand_in}.__getitem__)
+    assert exact.cublas(str(maps)) == "130002"

@@ -165,12 +165,14 @@ class Played:
 
 
 def play(
-    monkeypatch: pytest.MonkeyPatch, gpus: str = f"{UUID}=9.0", *, framework: str = "torch", mig: str = "", **plays: Any
-) -> Measured:
+    monkeypatch: pytest.MonkeyPatch, gpus: str = f"{UUID}=9.0", *, framework: str = "torch", mig: str = "",
+    by_chance: bool = False, **plays: Any,
+) -> Measured:  # fmt: skip
     monkeypatch.setitem(workload.ADAPTERS, framework, (__name__, "made"))  # type: ignore[arg-type]  # a plain dict
     monkeypatch.setattr(sys.modules[__name__], "made", lambda: Played(**plays), raising=False)
     records: list[Record] = []
     params = {"framework": framework, "device": "gpu", "gpus": gpus, "instances": mig, "mig": bool(mig)}
+    params["by_chance"] = by_chance
     workload.main(params, records.append)
     for record in records:
         encode(record)
@@ -384,6 +386,17 @@ def test_a_build_that_says_nothing_is_absent_and_not_supported(monkeypatch: pyte
 
     assert found.one("cuda_build").value is None
     assert found.one("arch_supported").absence == NOT_APPLICABLE
+
+
+def test_a_build_without_cuda_that_nobody_named_is_left_alone_and_one_for_cuda_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    found = play(monkeypatch, by_chance=True, cuda_build=Missing("CPU-only"), devices=[])
+    assert found.one("devices_seen").absence == NOT_APPLICABLE
+    assert not found.all("ran_on_gpu")
+    named = play(monkeypatch, cuda_build=Missing("CPU-only"), devices=[])
+    built_for_cuda = play(monkeypatch, by_chance=True, devices=[])
+    assert (named.value("devices_seen"), built_for_cuda.value("devices_seen")) == (0, 0)
 
 
 def test_a_card_of_unknown_capability_is_not_called_supported(monkeypatch: pytest.MonkeyPatch):

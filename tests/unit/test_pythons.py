@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import sys
 from pathlib import Path
@@ -145,3 +146,22 @@ def test_the_check_reports_each_framework_or_its_absence(tmp_path: Path):
     assert found.one("framework_version", framework="torch").labels["python"] == torch
     assert found.one("framework_version", framework="tensorflow").absence == NOT_APPLICABLE
     assert other in found.one("framework_version", framework="tensorflow").note
+
+
+def test_a_python_too_old_for_the_checks_is_passed_over_unless_it_was_named(tmp_path: Path):
+    def python(name: str, version: str) -> str:
+        made = tmp_path / name / "python3"
+        made.parent.mkdir()
+        answer = json.dumps({"version": version, "prefix": "/", "packages": {"jax": "0.4"}})
+        made.write_text(f"#!/bin/sh\necho '{answer}'\n")
+        made.chmod(0o755)
+        return str(made)
+
+    old, new = python("old", "3.8.10"), python("new", "3.11.2")
+    plan = Plan((), 60.0, {"torch": old, "tensorflow": new})
+    assert pythons.candidates(plan, "jax")[1].path == old
+    assert pythons.find_python(plan, "jax") == new
+    assert f"{old} (named by bringup_torch_python): Python 3.8.10 with jax, too old for the checks: 3.9" in (
+        pythons.explain(plan, "jax")
+    )
+    assert pythons.find_python(Plan((), 60.0, {"jax": old}), "jax") == old

@@ -70,7 +70,7 @@ def test_every_load_runs_once_though_the_duration_ends_within_the_first_round(mo
 
 
 def test_the_second_round_ends_with_the_duration(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, _ = load(monkeypatch, {"fp32": products(0.3), "memory": patterns(0)}, 0.5)
+    sent, _ = load(monkeypatch, {"fp32": products(0.6), "memory": patterns(0)}, 1.0)
     assert [next(iter(one)) for one in sent] == ["rate_fp32", "rate_memory", "rate_fp32"]
 
 
@@ -92,7 +92,7 @@ def test_products_that_died_in_their_first_slice_have_no_count(monkeypatch: pyte
 
 
 def test_what_a_load_counted_before_it_died_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, raised = load(monkeypatch, {"fp32": products(0.02), "memory": patterns(3, 4, FULL)}, 0.3)
+    sent, raised = load(monkeypatch, {"fp32": products(0.02), "memory": patterns(3, 4, FULL)}, 1.0)
     assert "memory: out of memory" in raised
     assert sent[-1]["memory_errors"] == 7
     assert "rate_fp32" in sent[-1]

@@ -38,13 +38,14 @@ class Log:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *lines: kernel_log.Line) -> None:
         self.lines: tuple[kernel_log.Line, ...] | None = lines
         self.asked = 0
+        self.source = "kmsg"
         monkeypatch.setattr(kernel_log, "read", self.read)
 
     def read(self) -> kernel_log.KernelLog:
         self.asked += 1
         if self.lines is None:
             raise kernel_log.LogUnreadable("/dev/kmsg: Operation not permitted")
-        return kernel_log.KernelLog(self.lines, True, "kmsg")
+        return kernel_log.KernelLog(self.lines, True, self.source)
 
 
 def addresses() -> list[str]:
@@ -100,7 +101,7 @@ def test_a_load_too_short_for_a_second_reading_ends_its_trace_with_the_xids(
     answers = itertools.chain([()], itertools.repeat((line(9.0, 79, hit),)))
     read = log.read
     monkeypatch.setattr(kernel_log, "read", lambda: setattr(log, "lines", next(answers)) or read())
-    counts = [one["xids"] for one in traced(run(duration_s=0.5), uuids()[0])]
+    counts = [one["xids"] for one in traced(run(duration_s=1.5), uuids()[0])]
     assert (counts[0], counts[-1]) == (0, 1)
     assert log.asked == 5, "at the beginning, and at each GPU's end"
 
@@ -165,3 +166,14 @@ def test_a_log_that_is_slow_to_read_is_read_less_often(monkeypatch: pytest.Monke
     monkeypatch.setattr(xids._end, "wait", lambda wait_s: waits.append(wait_s) or len(waits) > 2)
     xids._run()
     assert waits == [60.0, pytest.approx(300.0), pytest.approx(300.0)]
+
+
+def test_a_line_whose_stamp_is_the_journals_is_not_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, line(10.0, 79))
+    xids = Xids()
+    log.source, log.lines = "journalctl", (line(10.4, 79),)  # the ring has wrapped; the journal stamps on receipt
+    xids.read()
+    assert xids.count(HERE) == 0
+    log.lines = (line(10.4, 79), line(20.0, 79))
+    xids.read()
+    assert xids.count(HERE) == 1

@@ -76,12 +76,12 @@ def preflight(ctx: Context) -> None:
 
 
 def _wanted(ctx: Context) -> List[str]:
-    """torch always, another framework where a Python has it or should; or those asked for. Says why one is not."""
+    """torch always, another framework where a Python has it or should have; or those asked for. Says why one is not."""
     asked = [name.strip() for name in str(ctx.request.params.get("frameworks", "")).split(",") if name.strip()]
     unknown = [name for name in asked if name not in FRAMEWORKS]
     if unknown:
         raise ValueError(f"no such framework: {', '.join(unknown)}; there are {', '.join(FRAMEWORKS)}")
-    named = asked or ["torch", *ctx.plan.pythons]
+    named = asked or ["torch", *_provided(ctx)]
     others = [name for name in FRAMEWORKS if name not in named]
     found: Dict[str, Tuple[Optional[str], str]] = dict.fromkeys(others, (None, "left out by the parameter frameworks"))
     if not asked:
@@ -90,6 +90,12 @@ def _wanted(ctx: Context) -> List[str]:
         if python is None:
             ctx.not_applicable("imports", why, HOST, {"framework": name})
     return [name for name in FRAMEWORKS if name not in found or found[name][0]]
+
+
+def _provided(ctx: Context) -> List[str]:
+    """The frameworks that the inventory names a Python for, or the role made one for: each of them should be there."""
+    made = [name for name in FRAMEWORKS if Files().exists(f"{pythons.VENVS}/{name}/bin/python3")]
+    return [*ctx.plan.pythons, *made]
 
 
 class _Seen(Context):
@@ -138,6 +144,7 @@ def _measure(ctx: Context, framework: str, cards: Mapping[str, Card]) -> List[st
         "gpus": " ".join(f"{card.uuid}={card.capability}" for card in cards.values()),
         "instances": " ".join(f"{one}={card.uuid}" for card in cards.values() for one in card.instances),
         "mig": any(card.mig for card in cards.values()),
+        "by_chance": framework not in ("torch", *_provided(ctx)) and not ctx.request.params.get("frameworks"),
         "log": f"/proc/{os.getpid()}/fd/{log}" if log >= 0 else "",
     }
     timeout_s = float(ctx.request.params.get("framework_timeout_s", TIMEOUT_S))

@@ -234,10 +234,13 @@ def _most(top: str, names: Iterable[str]) -> str:
             raise DamagedData(f"{top} cannot be read ({problem.strerror})")
 
     wanted, best, where = set(names), 0, ""
-    for count, (folder, _, files) in enumerate(os.walk(top, onerror=unseen, followlinks=True)):
-        if len(wanted & set(files)) > best:
-            best, where = len(wanted & set(files)), folder
-        if count > LOOK_IN:
+    for links in (False, True):  # what is really there first: a linked tree may have no end
+        for count, (folder, _, files) in enumerate(os.walk(top, onerror=unseen, followlinks=links)):
+            if len(wanted & set(files)) > best:
+                best, where = len(wanted & set(files)), folder
+            if count > LOOK_IN:
+                break
+        if where:
             break
     return where
 

@@ -78,6 +78,11 @@ class Interpreter:
     packages: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
+    @property
+    def too_old(self) -> bool:
+        """Whether the workloads, which take Python 3.9, cannot run there."""
+        return tuple(int(part) for part in self.version.split(".")[:2] if part.isdigit()) < (3, 9)
+
     def version_of(self, framework: str) -> str:
         """The framework's version there, or empty."""
         return next((self.packages[name] for name in FRAMEWORKS[framework] if name in self.packages), "")
@@ -154,14 +159,16 @@ def look_for(plan: Plan, frameworks: Sequence[str]) -> Dict[str, Tuple[Optional[
     found: Dict[str, Tuple[Optional[str], str]] = {}
     for name in frameworks:
         looked = [answers[one.path] for one in wanted[name]]
-        found[name] = next((one.path for one in looked if one.version_of(name)), None), _without(name, looked)
+        fit = (one.path for one in looked if one.version_of(name) and (plan.pythons.get(name) or not one.too_old))
+        found[name] = next(fit, None), _without(name, looked)
     return found
 
 
 def _without(framework: str, looked: Sequence[Interpreter]) -> str:
-    each = [
-        f"{one.path} ({one.origin}): {one.problem or f'Python {one.version} without {framework}'}" for one in looked
-    ]
+    def has(one: Interpreter) -> str:
+        return f"with {framework}, too old for the checks: 3.9" if one.version_of(framework) else f"without {framework}"
+
+    each = [f"{one.path} ({one.origin}): {one.problem or f'Python {one.version} {has(one)}'}" for one in looked]
     return (
         f"no Python with {framework} on this host; looked at {'; '.join(each) or 'none: no python3 was found'}. "
         f"Set bringup_{framework}_python=/path/to/python3 in the inventory, "

@@ -20,6 +20,8 @@ COUNTERS = ("products_verified", "products_wrong", "memory_errors")
 """Running counts in a workload's samples."""
 XIDS_EVERY_S = 60.0
 """Seconds between two readings of the kernel's log under load."""
+SOURCES_APART_S = 1.0
+"""How much later a line may stand in the journal than in the kernel's ring: it is not new where the source changes."""
 XIDS_SHARE = 1 / 60
 """Of the time, at most, goes into them: a large journal may take seconds to read."""
 
@@ -97,8 +99,10 @@ class Xids:
         self._found: Dict[Tuple[str, int], xid.Event] = {}
         self._newest = -1.0
         self._begun = self._readable = False
+        self._source = ""
         with suppress(kernel_log.LogUnreadable):
-            self._newest = max((line.t_s for line in kernel_log.read().lines), default=-1.0)
+            log = kernel_log.read()
+            self._newest, self._source = max((line.t_s for line in log.lines), default=-1.0), log.source
             self._begun = self._readable = True
 
     def __enter__(self) -> Xids:
@@ -116,13 +120,15 @@ class Xids:
         if not self._begun:  # which of them are new cannot be known
             return
         try:
-            lines = kernel_log.read().lines
+            log = kernel_log.read()
         except kernel_log.LogUnreadable:
             self._readable = False
             return
         with self._lock:
-            new = [line for line in lines if line.t_s > self._newest]
-            self._newest = max((line.t_s for line in new), default=self._newest)
+            slack = 0.0 if log.source == self._source else SOURCES_APART_S
+            new = [line for line in log.lines if line.t_s > self._newest + slack]
+            self._source = log.source
+            self._newest = max((line.t_s for line in log.lines), default=self._newest)
             for event in xid.xids(new):
                 key = event.pci_address, event.number
                 before = self._found[key].count if key in self._found else 0

@@ -107,7 +107,8 @@ class _Watch:
             selector.register(records, selectors.EVENT_READ)
             selector.register(words, selectors.EVENT_READ)
             while selector.get_map():
-                ready = selector.select(max(0.0, min(0.2, end - time.monotonic())))
+                over = _is_over(self._process)  # before the pipes: what it sent last is in them then
+                ready = selector.select(0.0 if over else max(0.0, min(0.2, end - time.monotonic())))
                 for key, _ in ready:
                     data = os.read(key.fd, 262144)
                     if not data:
@@ -120,7 +121,7 @@ class _Watch:
                             self._take(data)
                         except SchemaError as problem:
                             return f"sent what cannot be used: {problem}"
-                if not ready and _is_over(self._process):  # a process that it left behind holds the pipes
+                if not ready and over:  # a process that it left behind holds the pipes
                     break
                 if time.monotonic() > end:
                     return f"timed out after {timeout_s:g} s"

@@ -169,3 +169,15 @@ def digest(kind: Kind, device: torch.device, n: int = DIGEST_SIZE) -> str:
         tensor_float32(False)
     buffer = (ctypes.c_ubyte * (product.numel() * product.element_size())).from_address(product.data_ptr())
     return hashlib.blake2b(buffer, digest_size=16).hexdigest()
+
+
+def cublas(maps: str = "/proc/self/maps") -> str:
+    """The version of the cuBLAS that this process has loaded, which the bits depend on; empty where it doesn't tell."""
+    try:
+        with open(maps, encoding="utf-8", errors="replace") as lines:
+            path = next(line.split(maxsplit=5)[-1].strip() for line in lines if "libcublasLt.so" in line)
+        version = ctypes.CDLL(path).cublasLtGetVersion  # size_t cublasLtGetVersion(void), cuBLAS documentation
+        version.restype = ctypes.c_size_t
+        return str(version())
+    except (OSError, StopIteration, AttributeError):
+        return ""

@@ -12,7 +12,7 @@ from typing import Callable, List, Mapping, Optional, Tuple
 import torch
 
 from validators.schema import HOST, Record, Scalar
-from validators.workloads.exact import ExactInteger, digest, known_answer, takes_small, wrong_at_full_size
+from validators.workloads.exact import ExactInteger, cublas, digest, known_answer, takes_small, wrong_at_full_size
 from validators.workloads.kinds import Kind, kinds, whole_precision
 from validators.workloads.products import Run
 from validators.workloads.results import Results
@@ -69,13 +69,13 @@ class Findings:
         """The bits of one product, to be compared with those of like GPUs."""
         if self.device.type != "cuda":
             return
-        labels = {"torch": str(torch.__version__), "gpu": torch.cuda.get_device_name(self.device)}
+        labels = {"dtype": kind.name, "torch": str(torch.__version__), "gpu": torch.cuda.get_device_name(self.device)}
         try:
             bits = digest(kind, self.device)
         except OPERATION_FAILED as problem:
-            self.results.unknown("digest", f"{kind.name} products failed: {problem}", dtype=kind.name, **labels)
+            self.results.unknown("digest", f"{kind.name} products failed: {problem}", cublas=cublas(), **labels)
         else:
-            self.results.value("digest", bits, dtype=kind.name, **labels)
+            self.results.value("digest", bits, cublas=cublas(), **labels)
 
     def totals(self) -> None:
         """What holds over all formats."""

@@ -33,7 +33,9 @@ ALLREDUCE_S = 90.0
 
 
 def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
-    """`params`: framework, device ("gpu" or "cpu"), `expected`'s, and log: a file for this process's stderr."""
+    """`params`: framework, device ("gpu" or "cpu"), `expected`'s, by_chance (it was found, nobody asked for it), and
+    log: a file for this process's stderr.
+    """
     if params.get("log"):
         said.take(str(params["log"]))
     name = str(params["framework"])
@@ -43,7 +45,10 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
     try:
         framework = getattr(importlib.import_module(module), made)()
     except (Exception, SystemExit) as problem:  # noqa: BLE001 - an import may raise anything; its words are the result
-        results.value("imports", False, because(problem))
+        if params.get("by_chance"):
+            results.not_applicable("imports", f"nobody named this one, which cannot be imported: {because(problem)}")
+        else:
+            results.value("imports", False, because(problem))
         return
     results.value("imports", True)
     results.value("framework_version", framework.version())
@@ -52,6 +57,9 @@ def main(params: Dict[str, Any], emit: Callable[[Record], None]) -> None:
         processes(results, framework, 0 if params.get("device") == "cpu" else len(nvml.gpus))
         return
     architectures = build(results, framework)
+    if params.get("by_chance") and params.get("device") != "cpu" and not has_cuda(framework):
+        results.not_applicable("devices_seen", "nobody named this one, which is a build without CUDA")
+        return
     if params.get("device") == "cpu":
         for metric in ("devices_seen", "devices_missing", "arch_supported", "context", "ran_on_gpu"):
             results.not_applicable(metric, "asked to run on the CPU")
@@ -111,6 +119,15 @@ def build(results: Results, framework: Framework) -> Optional[List[str]]:
         return None
     results.value("arch_list", ",".join(architectures))
     return architectures
+
+
+def has_cuda(framework: Framework) -> bool:
+    """Whether it was built for GPUs at all."""
+    try:
+        framework.cuda_build()
+    except Missing:
+        return False
+    return True
 
 
 def devices(results: Results, framework: Framework, nvml: Expected) -> List[Device]:
