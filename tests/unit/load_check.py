@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from provision.criteria import load as load_criteria
 from provision.hosts import Host
@@ -97,6 +98,18 @@ def values(records: list[Record], metric: str, **labels: str) -> list[Measuremen
         for one in records
         if isinstance(one, Measurement) and one.metric == metric and labels.items() <= one.labels.items()
     ]
+
+
+def fake_python(root: Path, **modules: str) -> str:
+    """A Python with these frameworks: each a distribution whose one module is the text given."""
+    site = root / "site"
+    for name, body in modules.items():
+        (site / f"{name}-9.9.9.dist-info").mkdir(parents=True)
+        (site / f"{name}.py").write_text(body)
+    python = root / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return str(python)
 
 
 def uuids() -> list[str]:

@@ -15,9 +15,10 @@ from tests.doubles import h200
 from tests.need import need
 from tests.unit import load_check
 from tests.unit.host_tree import Measured
+from tests.unit.load_check import fake_python
 from validators import check as checks
 from validators.frameworks import cuda
-from validators.probes import gpu_contexts, nvml, pci, pythons
+from validators.probes import gpu_contexts, nvml, pci
 from validators.probes.gpu_contexts import Card
 from validators.probes.sysfs import Files
 from validators.schema import (
@@ -50,18 +51,6 @@ def run(named: dict[str, str], device: str = "cpu", **params: Scalar) -> tuple[M
     with ctx.subject(HOST):
         checks.load("preflight").run(ctx)
     return Measured(records), {one.subject: one for one in records if isinstance(one, Outcome)}
-
-
-def fake(root: Path, **modules: str) -> str:
-    """A Python with these frameworks: each a distribution whose one module is the text given."""
-    site = root / "site"
-    for name, body in modules.items():
-        (site / f"{name}-9.9.9.dist-info").mkdir(parents=True)
-        (site / f"{name}.py").write_text(body)
-    python = root / "python3"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} -S "$@"\n')
-    python.chmod(0o755)
-    return str(python)
 
 
 @pytest.fixture
@@ -152,7 +141,9 @@ def test_jax_s_own_words_about_a_gpu_that_it_cannot_use_are_the_reason(tmp_path:
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
 
-    found, _ = run({"torch": fake(tmp_path / "no", torch="raise ImportError('not here')"), "jax": str(python)}, "gpu")
+    found, _ = run(
+        {"torch": fake_python(tmp_path / "no", torch="raise ImportError('not here')"), "jax": str(python)}, "gpu"
+    )
 
     told = found.one("devices_seen", framework="jax").note
     assert "a CUDA-enabled jaxlib is not installed. Falling back to cpu" in told
@@ -187,9 +178,9 @@ matmul = lambda left, right: Tensor()
 
 @pytest.mark.usefixtures("one_gpu")
 def test_a_silent_fallback_fails_with_the_library_that_the_log_names(tmp_path: Path) -> None:
-    broken = fake(tmp_path / "t", torch="raise ImportError('no torch')")
+    broken = fake_python(tmp_path / "t", torch="raise ImportError('no torch')")
 
-    found, outcomes = run({"torch": broken, "tensorflow": fake(tmp_path, tensorflow=SILENT)}, "gpu")
+    found, outcomes = run({"torch": broken, "tensorflow": fake_python(tmp_path, tensorflow=SILENT)}, "gpu")
 
     note = found.one("ran_on_gpu", framework="tensorflow").note
     assert "goes on without an error, on /job:localhost/replica:0/task:0/device:CPU:0" in note
@@ -225,7 +216,9 @@ class T:
 def test_a_framework_whose_import_crashes_is_its_own_error_and_the_others_stand(
     tmp_path: Path, body: str, words: str
 ) -> None:
-    found, outcomes = run({"torch": fake(tmp_path / "good", torch=GOOD), "jax": fake(tmp_path / "bad", jax=body)})
+    found, outcomes = run(
+        {"torch": fake_python(tmp_path / "good", torch=GOOD), "jax": fake_python(tmp_path / "bad", jax=body)}
+    )
 
     assert found.value("known_answer", framework="torch") is True
     assert outcomes[HOST].status == ERROR
@@ -234,36 +227,13 @@ def test_a_framework_whose_import_crashes_is_its_own_error_and_the_others_stand(
     assert "torch under" not in outcomes[HOST].detail
 
 
-def test_a_framework_that_nobody_named_is_found_and_one_that_is_not_there_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the Python that the inventory named for another; asked for by name its absence is a failure."""
-    python = {"torch": fake(tmp_path, torch=GOOD, jax="raise ImportError('no libdevice')")}
-    only = [pythons.Candidate(python["torch"], "named")]
-    monkeypatch.setattr(pythons, "candidates", lambda _plan, _framework: only)
-    found, outcomes = run(python, frameworks="")
-    assert outcomes[HOST].status == RAN, outcomes[HOST].detail
-    lying_about = found.one("imports", framework="jax")
-    assert (lying_about.absence, "no libdevice" in lying_about.note) == (NOT_APPLICABLE, True)
-    assert found.one("imports", framework="torch").value is True
-    assert run(python, frameworks="torch,jax")[0].one("imports", framework="jax").value is False
-    absent = found.one("imports", framework="mxnet")
-    assert (absent.absence, "bringup_mxnet_python" in absent.note) == (NOT_APPLICABLE, True)
-    left, _ = run(python, frameworks="torch")
-    assert left.one("imports", framework="jax").note == "left out by the parameter frameworks"
-    _, missing = run(python, frameworks="torch,mxnet")
-    assert (missing[HOST].status, "no Python with mxnet" in missing[HOST].detail) == (ERROR, True)
-    _, refused = run(python, frameworks="caffe")
-    assert "no such framework: caffe" in refused[HOST].detail
-
-
 def test_an_exit_in_an_import_and_a_missing_library_are_measured(tmp_path: Path) -> None:
     missing = "raise ImportError('libcudnn.so.9: cannot open shared object file: No such file or directory')"
 
     found, outcomes = run(
         {
-            "torch": fake(tmp_path / "a", torch=missing),
-            "tensorflow": fake(tmp_path / "b", tensorflow="raise SystemExit('numpy 2 is not for us')"),
+            "torch": fake_python(tmp_path / "a", torch=missing),
+            "tensorflow": fake_python(tmp_path / "b", tensorflow="raise SystemExit('numpy 2 is not for us')"),
         }
     )
 
@@ -275,11 +245,11 @@ def test_an_exit_in_an_import_and_a_missing_library_are_measured(tmp_path: Path)
 
 def test_an_import_that_hangs_ends_at_its_deadline_and_the_others_stand(tmp_path: Path) -> None:
     began = time.monotonic()
-    hangs = fake(
+    hangs = fake_python(
         tmp_path / "bad", jax="import os, time\nos.write(2, b'CUDA_ERROR_SYSTEM_NOT_READY\\n')\ntime.sleep(600)"
     )
 
-    found, outcomes = run({"torch": fake(tmp_path / "good", torch=GOOD), "jax": hangs}, framework_timeout_s=2)
+    found, outcomes = run({"torch": fake_python(tmp_path / "good", torch=GOOD), "jax": hangs}, framework_timeout_s=2)
 
     assert time.monotonic() - began < 20
     assert found.value("known_answer", framework="torch") is True
@@ -299,9 +269,9 @@ while len(os.listdir({str(tmp_path / "met")!r})) < 3:
     time.sleep(0.02)
 """
     pythons = {
-        "torch": fake(tmp_path / "a", torch=meets + GOOD),
-        "jax": fake(tmp_path / "b", jax=meets + "raise ImportError('met')"),
-        "tensorflow": fake(tmp_path / "c", tensorflow=meets + "raise ImportError('met')"),
+        "torch": fake_python(tmp_path / "a", torch=meets + GOOD),
+        "jax": fake_python(tmp_path / "b", jax=meets + "raise ImportError('met')"),
+        "tensorflow": fake_python(tmp_path / "c", tensorflow=meets + "raise ImportError('met')"),
     }
     need(gpu_contexts.side_by_side(3, {}, Files()) == 3, "6 GB of free memory", installable=False)
 
@@ -370,7 +340,7 @@ def test_exclusive_mode_is_the_reason_and_its_holder_is_named(monkeypatch: pytes
     monkeypatch.setattr(pci, "nvidia_devices", lambda _files: None)
     uuid = first_uuid()
 
-    found, outcomes = run({"torch": fake(tmp_path, torch=BUSY.replace("UUID", uuid[4:]))}, "gpu")
+    found, outcomes = run({"torch": fake_python(tmp_path, torch=BUSY.replace("UUID", uuid[4:]))}, "gpu")
 
     note = found.one("context").note
     assert found.value("context") is False
@@ -393,7 +363,7 @@ def test_a_card_in_use_is_measured_and_its_user_noted(monkeypatch: pytest.Monkey
         "cuda.synchronize = staticmethod(lambda index: None)\n"
     )
 
-    found, _ = run({"torch": fake(tmp_path, torch=works)}, "gpu")
+    found, _ = run({"torch": fake_python(tmp_path, torch=works)}, "gpu")
 
     assert (found.value("context"), found.value("known_answer")) == (True, True)
     assert found.value("devices_missing") == 0

@@ -1,117 +1,24 @@
-"""The workload with real torch on the CPU; with a GPU that fails in each way, through an adapter that plays it."""
+"""The workload with a GPU that fails in each way, through an adapter that plays it."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from provision.doctor import walk
-from tests.need import need
 from tests.unit import test_doctor
-from tests.unit.host_tree import Measured, context
-from validators.check import Skip, load
+from tests.unit.host_tree import Measured
 from validators.frameworks.base import LEFT, PRODUCT, RIGHT, Device, Missing, Product, serves
 from validators.frameworks.horovod import Summed
 from validators.frameworks.mxnet import ARCHITECTURES
-from validators.probes import gpu_contexts, pci
-from validators.probes.gpu_contexts import Card
-from validators.schema import ERROR, HOST, NOT_APPLICABLE, RAN, UNKNOWN, Measurement, Outcome, Plan, Record, encode
+from validators.schema import HOST, NOT_APPLICABLE, UNKNOWN, Measurement, Record, encode
 from validators.workloads import preflight as workload
 from validators.workloads.preflight_terms import placed
 
 UUID = "GPU-bc0980de-e367-052e-70cb-c28b0154c9a8"
-
-
-def cpu_plan(python: str) -> Plan:
-    return Plan((), 300.0, {"torch": python}, "cpu")
-
-
-def run_on_cpu(python: str) -> tuple[Measured, str]:
-    """What torch gives, and what stood in the way."""
-    ctx, records = context("preflight", cpu_plan(python), frameworks="torch")
-    with ctx.subject(HOST):
-        load("preflight").run(ctx)
-    (outcome,) = (one for one in records if isinstance(one, Outcome))
-    of_torch = [one for one in records if isinstance(one, Measurement) and one.labels.get("framework") == "torch"]
-    return Measured(of_torch), "" if outcome.status == RAN else outcome.detail
-
-
-def fake(root: Path, body: str) -> str:
-    """A Python with a distribution `torch` whose module is this text."""
-    site = root / "site"
-    (site / "torch-9.9.9.dist-info").mkdir(parents=True)
-    (site / "torch.py").write_text(body)
-    python = root / "python3"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={site} exec {sys.executable} -S "$@"\n')
-    python.chmod(0o755)
-    return str(python)
-
-
-def test_real_torch_gives_the_known_answer_on_the_cpu():
-    need(importlib.util.find_spec("torch") is not None, "torch for this Python (extra `torch`)")
-
-    found, problem = run_on_cpu(sys.executable)
-
-    assert not problem
-    assert found.value("imports") is True
-    assert found.value("known_answer") is True
-    assert found.value("device_ran_on") == "cpu"
-    assert found.one("known_answer").subject == HOST
-    assert {one.labels["framework"] for one in found.records} == {"torch"}
-
-
-def test_a_missing_torch_names_the_interpreters_and_the_variable(tmp_path: Path):
-    python = tmp_path / "python3"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
-    python.chmod(0o755)
-
-    found, problem = run_on_cpu(str(python))
-
-    assert found.records == []
-    assert str(python) in problem
-    assert "bringup_torch_python" in problem
-
-
-def test_a_torch_that_cannot_be_imported_is_measured_so_and_its_words_kept(tmp_path: Path):
-    body = "raise ImportError('libcudart.so.13: cannot open shared object file')"
-
-    found, problem = run_on_cpu(fake(tmp_path, body))
-
-    assert not problem
-    assert found.value("imports") is False
-    assert "libcudart.so.13: cannot open shared object file" in found.one("imports").note
-    assert found.all("known_answer") == []
-
-
-def test_a_torch_that_segfaults_is_an_error_that_names_the_signal(tmp_path: Path):
-    _, problem = run_on_cpu(fake(tmp_path, "import ctypes; ctypes.string_at(0)"))
-
-    assert "SIGSEGV" in problem or "signal 11" in problem
-
-
-def test_without_a_gpu_it_is_skipped_unless_the_cpu_is_asked_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pci, "nvidia_devices", lambda files: [])
-    ctx, _ = context("preflight")
-
-    with pytest.raises(Skip, match="no NVIDIA GPU"):
-        load("preflight").run(ctx)
-
-
-def test_a_gpu_that_no_framework_reached_is_an_error_of_that_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(pci, "nvidia_devices", lambda files: None)
-    monkeypatch.setattr(gpu_contexts, "cards", lambda: {UUID: Card(UUID, "9.0")})
-    plan = Plan((), 300.0, {"torch": fake(tmp_path, "raise OSError('no libcuda')")})
-    ctx, records = context("preflight", plan, frameworks="torch")
-
-    load("preflight").run(ctx)
-
-    (outcome,) = (one for one in records if isinstance(one, Outcome))
-    assert (outcome.subject, outcome.status) == (UUID, ERROR)
 
 
 def test_the_known_product_is_one():
