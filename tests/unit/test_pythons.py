@@ -158,10 +158,10 @@ def test_a_python_too_old_for_the_checks_is_passed_over_unless_it_was_named(tmp_
         return str(made)
 
     old, new = python("old", "3.8.10"), python("new", "3.11.2")
-    plan = Plan((), 60.0, {"torch": old, "tensorflow": new})
-    assert pythons.candidates(plan, "jax")[1].path == old
+    plan = Plan((), 60.0, {"tensorflow": old, "torch": new})
+    assert pythons.candidates(plan, "jax")[0].path == old
     assert pythons.find_python(plan, "jax") == new
-    assert f"{old} (named by bringup_torch_python): Python 3.8.10 with jax, too old for the checks: 3.9" in (
+    assert f"{old} (named by bringup_tensorflow_python): Python 3.8.10 with jax, too old for the checks: 3.9" in (
         pythons.explain(plan, "jax")
     )
     assert pythons.find_python(Plan((), 60.0, {"jax": old}), "jax") == old

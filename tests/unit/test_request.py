@@ -13,6 +13,7 @@ from provision.catalogue import load_catalogue
 from provision.errors import BringupError, UsageError
 from provision.hosts import Host
 from provision.request import Choice, make_plan, narrowed, parse_duration, parse_params
+from tests.unit.host_tree import context
 from tests.unit.judging import CATALOGUE
 from validators.schema import Plan, decode_plan, encode_catalogue, encode_plan
 
@@ -254,3 +255,15 @@ def test_a_place_for_data_that_cannot_be_meant_is_an_error(variables: dict[str, 
     with pytest.raises(UsageError, match="bringup_data_") as caught:
         loaded(variables, level=3)
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(("text", "meant"), [("true", True), ("false", False), ("1", True), ("0", False)])
+def test_what_is_true_or_false_is_taken_so_and_no_is_not_yes(text: str, meant: bool) -> None:
+    def flag(words: str) -> bool:
+        params = parse_params([f"matmul.parallel={words}"])["matmul"]
+        return context("matmul", None, **params)[0].flag("parallel", True)
+
+    assert flag(text) is meant
+    for wrong in ("no", "off", "2"):
+        with pytest.raises(ValueError, match="neither true nor false"):
+            flag(wrong)
