@@ -177,3 +177,12 @@ def test_a_line_whose_stamp_is_the_journals_is_not_new(monkeypatch: pytest.Monke
     log.lines = (line(10.4, 79), line(20.0, 79))
     xids.read()
     assert xids.count(HERE) == 1
+
+
+def test_an_older_reading_that_comes_late_counts_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log(monkeypatch, line(1.0, 31))
+    xids = Xids()
+    newest = (line(1.0, 31), line(2.0, 79))
+    for log.lines in (newest, newest[:1], newest):  # another GPU's thread had read before the XID came
+        xids.read()
+    assert xids.count(HERE) == 1

@@ -65,7 +65,7 @@ def preflight(ctx: Context) -> None:
     wanted = _wanted(ctx)
     seen = _Seen(ctx, cards)
     with ThreadPoolExecutor(gpu_contexts.side_by_side(len(wanted), cards, Files())) as pool:
-        found = list(pool.map(lambda framework: _measure(seen, framework, cards), wanted))
+        found = list(pool.map(lambda framework: _measure(seen, framework, cards, wanted[framework]), wanted))
     problems = [problem for of_one in found for problem in of_one]
     for uuid in cards:
         answered = uuid in seen.subjects
@@ -75,13 +75,17 @@ def preflight(ctx: Context) -> None:
         raise RuntimeError("; ".join(problems))
 
 
-def _wanted(ctx: Context) -> List[str]:
-    """torch always, another framework where a Python has it or should have; or those asked for. Says why one is not."""
+def _wanted(ctx: Context) -> Dict[str, bool]:
+    """torch always, another framework where a Python has it or should have; or those asked for. Says why one is not.
+
+    With each, whether it was found by chance: neither inventory, params nor role speak of it.
+    """
     asked = [name.strip() for name in str(ctx.request.params.get("frameworks", "")).split(",") if name.strip()]
     unknown = [name for name in asked if name not in FRAMEWORKS]
     if unknown:
         raise ValueError(f"no such framework: {', '.join(unknown)}; there are {', '.join(FRAMEWORKS)}")
-    named = asked or ["torch", *_provided(ctx)]
+    made = [name for name in FRAMEWORKS if Files().exists(f"{pythons.VENVS}/{name}/bin/python3")]
+    named = asked or ["torch", *ctx.plan.pythons, *made]
     others = [name for name in FRAMEWORKS if name not in named]
     found: Dict[str, Tuple[Optional[str], str]] = dict.fromkeys(others, (None, "left out by the parameter frameworks"))
     if not asked:
@@ -89,13 +93,7 @@ def _wanted(ctx: Context) -> List[str]:
     for name, (python, why) in found.items():
         if python is None:
             ctx.not_applicable("imports", why, HOST, {"framework": name})
-    return [name for name in FRAMEWORKS if name not in found or found[name][0]]
-
-
-def _provided(ctx: Context) -> List[str]:
-    """The frameworks that the inventory names a Python for, or the role made one for: each of them should be there."""
-    made = [name for name in FRAMEWORKS if Files().exists(f"{pythons.VENVS}/{name}/bin/python3")]
-    return [*ctx.plan.pythons, *made]
+    return {name: name in found for name in FRAMEWORKS if name not in found or found[name][0]}
 
 
 class _Seen(Context):
@@ -132,8 +130,8 @@ class _Seen(Context):
         return f"in use by {card.users}, which this check leaves alone" if card.users else ""
 
 
-def _measure(ctx: Context, framework: str, cards: Mapping[str, Card]) -> List[str]:
-    """Measure one framework; gives what stood in the way."""
+def _measure(ctx: Context, framework: str, cards: Mapping[str, Card], by_chance: bool) -> List[str]:
+    """Measure one framework, found `by_chance` or not; gives what stood in the way."""
     python = pythons.find_python(ctx.plan, framework)
     if python is None:
         return [pythons.explain(ctx.plan, framework)]
@@ -144,7 +142,7 @@ def _measure(ctx: Context, framework: str, cards: Mapping[str, Card]) -> List[st
         "gpus": " ".join(f"{card.uuid}={card.capability}" for card in cards.values()),
         "instances": " ".join(f"{one}={card.uuid}" for card in cards.values() for one in card.instances),
         "mig": any(card.mig for card in cards.values()),
-        "by_chance": framework not in ("torch", *_provided(ctx)) and not ctx.request.params.get("frameworks"),
+        "by_chance": by_chance,
         "log": f"/proc/{os.getpid()}/fd/{log}" if log >= 0 else "",
     }
     timeout_s = float(ctx.request.params.get("framework_timeout_s", TIMEOUT_S))

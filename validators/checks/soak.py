@@ -237,15 +237,14 @@ def _during(ctx: Context, gpu: nvml.Gpu, first: Readings) -> None:
     last = readings(gpu)
     for name in ("ecc_corrected", "ecc_uncorrected", "pcie_replays"):
         begun, ended = first[name], last[name]
-        missing = next((one for one in (begun, ended) if isinstance(one, nvml.Absent)), None)
-        if missing is not None:
-            gpu_load.put(ctx, gpu.uuid, f"{name}_during", missing)
+        if isinstance(begun, nvml.Absent):
+            gpu_load.put(ctx, gpu.uuid, f"{name}_during", begun)
+        elif isinstance(ended, nvml.Absent):
+            gpu_load.put(ctx, gpu.uuid, f"{name}_during", ended)
+        elif ended < begun:
+            ctx.unknown(f"{name}_during", f"the counter went from {begun} to {ended}: it was reset", gpu.uuid)
         else:
-            grown = int(ended - begun)  # type: ignore[operator]  # neither is Absent
-            if grown < 0:
-                ctx.unknown(f"{name}_during", f"the counter went from {begun} to {ended}: it was reset", gpu.uuid)
-            else:
-                ctx.measure(f"{name}_during", grown, gpu.uuid)
+            ctx.measure(f"{name}_during", int(ended - begun), gpu.uuid)
 
 
 def _xids(ctx: Context, subject: str, address: Union[str, nvml.Absent], xids: Xids, t_s: float) -> None:

@@ -128,7 +128,8 @@ class Xids:
             slack = 0.0 if log.source == self._source else SOURCES_APART_S
             new = [line for line in log.lines if line.t_s > self._newest + slack]
             self._source = log.source
-            self._newest = max((line.t_s for line in log.lines), default=self._newest)
+            # Never back: several threads read, and one may come here with an older log than another's.
+            self._newest = max([self._newest, *(line.t_s for line in log.lines)])
             for event in xid.xids(new):
                 key = event.pci_address, event.number
                 before = self._found[key].count if key in self._found else 0
